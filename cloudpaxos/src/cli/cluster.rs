@@ -1,0 +1,218 @@
+//! `cloudpaxos status` and `cloudpaxos shards list`: the admin service, for people and programs.
+
+use super::ClientOptions;
+use super::output::{self, Format};
+use crate::failure::Failure;
+use bytes::Bytes;
+use proto::admin::{
+    Ballot, Group, Node, Replica, ReplicaState, Role, Shard, ShardsListRequest, StatusRequest, StatusResponse,
+};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// `cloudpaxos status`.
+pub(super) async fn status(options: ClientOptions) -> Result<(), Failure> {
+    let answer = options.client()?.admin(async |admin| admin.status(StatusRequest {}).await).await?;
+    match options.output.output {
+        Format::Json => output::json(&status_json(&answer)),
+        Format::Table => status_tables(&answer),
+    }
+}
+
+/// `cloudpaxos shards list`.
+pub(super) async fn shards(options: ClientOptions) -> Result<(), Failure> {
+    let answer = options.client()?.admin(async |admin| admin.shards_list(ShardsListRequest {}).await).await?;
+    match options.output.output {
+        Format::Json => output::json(&json!({
+            "cluster_id": format!("{:016x}", answer.cluster_id),
+            "map_version": answer.map_version,
+            "shards": answer.shards.iter().map(shard_json).collect::<Vec<_>>(),
+        })),
+        Format::Table => output::table(
+            &["SHARD", "START", "END", "GROUP", "EPOCH", "LEADER", "REPLICAS"],
+            answer.shards.iter().map(|shard| {
+                let start = if shard.start.is_empty() { "(lowest)".to_owned() } else { output::shown(&shard.start) };
+                let end = if shard.unbounded { "(highest)".to_owned() } else { output::shown(&shard.end) };
+                let replicas: Vec<String> = shard.replicas.iter().map(u64::to_string).collect();
+                let (id, group, epoch) = (shard.id.to_string(), shard.group.to_string(), shard.epoch.to_string());
+                vec![id, start, end, group, epoch, or_dash(shard.leader), replicas.join(",")]
+            }),
+        ),
+    }
+}
+
+fn status_tables(answer: &StatusResponse) -> Result<(), Failure> {
+    output::line(format!("cluster {:016x}, shard map version {}", answer.cluster_id, answer.map_version))?;
+    let sequencer = answer.sequencer.as_ref().map_or("no sequencer answers".to_owned(), |sequencer| {
+        let (node, given, reserved) = (sequencer.node, sequencer.handed_out, sequencer.reserved_up_to);
+        format!("sequencer on node {node} at {given}, reserved up to {reserved}")
+    });
+    output::line(format!("revision {} known here; {sequencer}\n", answer.known_revision))?;
+    output::table(
+        &["NODE", "NAME", "ALIVE", "ROLES", "PEER", "CLIENT", "BOOT", "UP", "VERSION"],
+        answer.nodes.iter().map(node_row),
+    )?;
+    output::line("")?;
+    let rows = answer.groups.iter().flat_map(|group| group.replicas.iter().map(move |replica| (group, replica)));
+    output::table(
+        &["GROUP", "REPLICA", "STATE", "BALLOT", "DECIDED", "APPLIED", "LAG", "KEPT FROM", "SHARDS"],
+        rows.map(|(group, replica)| replica_row(group, replica)),
+    )?;
+    match trouble(answer) {
+        None => Ok(()),
+        Some(trouble) => output::line(format!("\nattention: {trouble}")),
+    }
+}
+
+/// What an operator must see first, if anything.
+fn trouble(answer: &StatusResponse) -> Option<String> {
+    let silent = answer.nodes.iter().filter(|node| !node.alive);
+    let silent = silent.map(|node| format!("node {} ({}) does not answer: {}", node.id, node.name, node.error));
+    let orphaned = answer.groups.iter().filter(|group| group.leader == 0);
+    let orphaned = orphaned.map(|group| format!("group {} has no leader among the nodes that answer", group.id));
+    let troubles: Vec<String> = silent.chain(orphaned).collect();
+    (!troubles.is_empty()).then(|| troubles.join("; "))
+}
+
+fn node_row(node: &Node) -> Vec<String> {
+    let alive = if node.alive { "yes" } else { "no" };
+    let known = |text: String| if node.alive { text } else { "-".to_owned() };
+    let client = if node.client_address.is_empty() { "-" } else { &node.client_address };
+    vec![
+        node.id.to_string(),
+        node.name.clone(),
+        alive.to_owned(),
+        known(node.roles().map(role_word).collect::<Vec<_>>().join(",")),
+        node.peer_address.clone(),
+        client.to_owned(),
+        known(node.boot.to_string()),
+        known(humantime::format_duration(Duration::from_secs(node.uptime_seconds)).to_string()),
+        known(node.version.clone()),
+    ]
+}
+
+fn replica_row(group: &Group, replica: &Replica) -> Vec<String> {
+    let (id, node) = (group.id.to_string(), replica.node.to_string());
+    let Some(report) = replica.report.as_ref().filter(|_| replica.alive) else {
+        let mut row = vec![id, node, "unknown".to_owned()];
+        row.resize_with(8, || "-".to_owned());
+        row.push(group.shards.to_string());
+        return row;
+    };
+    let state = match (report.state(), report.lease_valid) {
+        (ReplicaState::Leader, false) => "leader (no lease)",
+        (state, _) => state_word(state),
+    };
+    vec![
+        id,
+        node,
+        state.to_owned(),
+        report.ballot.as_ref().map_or("-".to_owned(), ballot_text),
+        report.decided.to_string(),
+        report.applied.to_string(),
+        replica.lag_slots.to_string(),
+        report.first_kept.to_string(),
+        group.shards.to_string(),
+    ]
+}
+
+fn status_json(answer: &StatusResponse) -> Value {
+    json!({
+        "cluster_id": format!("{:016x}", answer.cluster_id),
+        "map_version": answer.map_version,
+        "version": answer.version,
+        "known_revision": answer.known_revision,
+        "compacted_revision": answer.compacted_revision,
+        "sequencer": answer.sequencer.as_ref().map(|sequencer| json!({
+            "node": sequencer.node,
+            "handed_out": sequencer.handed_out,
+            "reserved_up_to": sequencer.reserved_up_to,
+        })),
+        "nodes": answer.nodes.iter().map(node_json).collect::<Vec<_>>(),
+        "groups": answer.groups.iter().map(group_json).collect::<Vec<_>>(),
+    })
+}
+
+fn node_json(node: &Node) -> Value {
+    json!({
+        "id": node.id,
+        "name": node.name,
+        "alive": node.alive,
+        "error": (!node.alive).then_some(&node.error),
+        "roles": node.roles().map(role_word).collect::<Vec<_>>(),
+        "peer_address": node.peer_address,
+        "client_address": node.client_address,
+        "boot": node.boot,
+        "uptime_seconds": node.uptime_seconds,
+        "version": node.version,
+    })
+}
+
+fn group_json(group: &Group) -> Value {
+    let replica = |replica: &Replica| {
+        json!({
+            "node": replica.node,
+            "alive": replica.alive,
+            "lag_slots": replica.alive.then_some(replica.lag_slots),
+            "report": replica.report.as_ref().map(|report| json!({
+                "state": state_word(report.state()),
+                "leader": report.leader,
+                "ballot": report.ballot.as_ref().map(ballot_text),
+                "decided": report.decided,
+                "applied": report.applied,
+                "first_kept": report.first_kept,
+                "lease_valid": report.lease_valid,
+            })),
+        })
+    };
+    json!({
+        "id": group.id,
+        "leader": (group.leader != 0).then_some(group.leader),
+        "ballot": group.ballot.as_ref().map(ballot_text),
+        "decided": group.decided,
+        "shards": group.shards,
+        "replicas": group.replicas.iter().map(replica).collect::<Vec<_>>(),
+    })
+}
+
+fn shard_json(shard: &Shard) -> Value {
+    let end: Option<&Bytes> = (!shard.unbounded).then_some(&shard.end);
+    json!({
+        "id": shard.id,
+        "start": output::value(&shard.start),
+        "end": end.map(output::value),
+        "group": shard.group,
+        "epoch": shard.epoch,
+        "leader": (shard.leader != 0).then_some(shard.leader),
+        "replicas": shard.replicas,
+    })
+}
+
+fn or_dash(number: u64) -> String {
+    if number == 0 { "-".to_owned() } else { number.to_string() }
+}
+
+/// As ballots appear in logs: configuration, round, node, boot.
+fn ballot_text(ballot: &Ballot) -> String {
+    let Ballot { config, round, node, boot } = ballot;
+    format!("{config}.{round}.{node}b{boot}")
+}
+
+fn role_word(role: Role) -> &'static str {
+    match role {
+        Role::Unspecified => "unknown",
+        Role::Shardmaster => "shardmaster",
+        Role::Shardkv => "shardkv",
+        Role::Gateway => "gateway",
+    }
+}
+
+fn state_word(state: ReplicaState) -> &'static str {
+    match state {
+        ReplicaState::Unspecified => "unknown",
+        ReplicaState::Leader => "leader",
+        ReplicaState::Follower => "follower",
+        ReplicaState::CatchingUp => "catching up",
+        ReplicaState::Suspect => "suspect",
+    }
+}

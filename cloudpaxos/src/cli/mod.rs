@@ -1,0 +1,169 @@
+//! The command line: what there is to type, and what happens then.
+
+pub mod client;
+mod cluster;
+mod kv;
+mod output;
+mod txn;
+
+use crate::config::{DevConfig, DevOptions, StartConfig, StartOptions, unknown_variables};
+use crate::failure::Failure;
+use crate::{logging, run};
+use clap::{ArgMatches, Args, CommandFactory, Parser, Subcommand};
+use client::Client;
+use output::Format;
+use std::time::Duration;
+
+/// A sharded, strictly serializable key-value store with the etcd v3 API.
+#[derive(Parser, Debug)]
+#[command(
+    name = "cloudpaxos",
+    version,
+    arg_required_else_help = true,
+    subcommand_required = true,
+    after_help = "\
+Examples:
+  cloudpaxos dev                            three nodes in this process, to try things
+  cloudpaxos kv put greeting hello          write a key
+  cloudpaxos kv get greeting                read it back
+  cloudpaxos status                         who is there, who leads, who lags
+  cloudpaxos start --config node.toml       one node of a real cluster
+
+Every etcd v3 client works as well: ETCDCTL_API=3 etcdctl --endpoints 127.0.0.1:2379 get greeting"
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Run a cluster of three nodes in this process, to develop against.
+    #[command(after_help = "\
+The data survives restarts. Settings come from flags, then the environment, then --config.
+
+Examples:
+  cloudpaxos dev
+  cloudpaxos dev --data-dir /tmp/try --listen 127.0.0.1:12379")]
+    Dev(Box<DevOptions>),
+    /// Run one node of a cluster.
+    #[command(after_help = "\
+Settings come from flags, then the environment, then the --config file (TOML, the long flags as keys),
+then the defaults.
+
+Example, a cluster of three on one machine (the same for n2 and n3 with their own directories and ports):
+  cloudpaxos start --name n1 --data-dir /var/lib/cloudpaxos/n1 \\
+    --listen-client 127.0.0.1:2371 --listen-peer 127.0.0.1:2381 \\
+    --initial-cluster n1=127.0.0.1:2381,n2=127.0.0.1:2382,n3=127.0.0.1:2383
+
+Example, a gateway without replicas in front of it:
+  cloudpaxos start --name g1 --roles gateway --listen-client 127.0.0.1:2379 \\
+    --initial-cluster n1=127.0.0.1:2381,n2=127.0.0.1:2382,n3=127.0.0.1:2383
+
+Example of a file:
+  name = \"n1\"
+  data-dir = \"/var/lib/cloudpaxos\"
+  initial-cluster = [\"n1=10.0.0.1:2380\", \"n2=10.0.0.2:2380\", \"n3=10.0.0.3:2380\"]
+  request-bytes-max = \"1.5MiB\"")]
+    Start(Box<StartOptions>),
+    /// Read and write keys.
+    #[command(subcommand)]
+    Kv(kv::KvCommand),
+    /// Show nodes, groups, leaders and how far each replica is.
+    #[command(after_help = "\
+Examples:
+  cloudpaxos status
+  cloudpaxos status -o json --endpoints 10.0.0.1:2379,10.0.0.2:2379")]
+    Status(ClientOptions),
+    /// Show where the keys are.
+    #[command(subcommand)]
+    Shards(ShardsCommand),
+    /// Print the version of this binary.
+    Version(OutputOptions),
+}
+
+/// The commands about shards.
+#[derive(Subcommand, Debug)]
+pub enum ShardsCommand {
+    /// List the shards, with their ranges and owners.
+    #[command(after_help = "\
+Examples:
+  cloudpaxos shards list
+  cloudpaxos shards list -o json")]
+    List(ClientOptions),
+}
+
+/// How to show an answer.
+#[derive(Args, Clone, Debug, Default)]
+pub struct OutputOptions {
+    /// Tables for people, JSON for programs.
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value_t = Format::Table)]
+    output: Format,
+}
+
+/// How to reach the cluster, and how to show its answer.
+#[derive(Args, Clone, Debug)]
+pub struct ClientOptions {
+    /// Gateways to ask, in this order, until one answers.
+    #[arg(long, value_name = "HOST:PORT,…", env = "CLOUDPAXOS_ENDPOINTS", value_delimiter = ',')]
+    #[arg(default_value = "127.0.0.1:2379", hide_env_values = true)]
+    endpoints: Vec<String>,
+    /// Give up after this long, over all endpoints.
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+    #[command(flatten)]
+    output: OutputOptions,
+}
+
+impl ClientOptions {
+    fn client(&self) -> Result<Client, Failure> {
+        Ok(Client::new(&self.endpoints, self.timeout)?)
+    }
+}
+
+/// Does what was typed. `matches` are the same words, for the origins of settings.
+pub fn dispatch(cli: Cli, matches: &ArgMatches) -> Result<(), Failure> {
+    match cli.command {
+        Command::Dev(_) => {
+            let (command, matches) = typed("dev", matches)?;
+            let config = DevConfig::resolve(&command, matches)?;
+            logging::install(&config.log);
+            warn_of_unknown_variables(&command);
+            run::dev(config)
+        }
+        Command::Start(_) => {
+            let (command, matches) = typed("start", matches)?;
+            let config = StartConfig::resolve(&command, matches)?;
+            logging::install(&config.log);
+            warn_of_unknown_variables(&command);
+            run::start(config)
+        }
+        Command::Kv(command) => block_on(kv::run(command)),
+        Command::Status(options) => block_on(cluster::status(options)),
+        Command::Shards(ShardsCommand::List(options)) => block_on(cluster::shards(options)),
+        Command::Version(options) => output::version(options.output),
+    }
+}
+
+/// The definition and the words of a subcommand.
+fn typed<'m>(name: &str, matches: &'m ArgMatches) -> Result<(clap::Command, &'m ArgMatches), Failure> {
+    let matches = matches.subcommand_matches(name);
+    let command = Cli::command().find_subcommand(name).cloned();
+    command.zip(matches).ok_or_else(|| Failure::Usage(format!("`{name}` was not what was typed")))
+}
+
+fn warn_of_unknown_variables(command: &clap::Command) {
+    let names: Vec<String> = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).collect();
+    for (name, nearest) in unknown_variables(names.iter().map(String::as_str), command) {
+        tracing::warn!("the environment variable {name} is no setting and is ignored; did you mean {nearest}?");
+    }
+}
+
+/// Client commands wait on one connection at a time: one thread is enough.
+fn block_on(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::Io { action: "start the runtime".to_owned(), error })?;
+    runtime.block_on(work)
+}

@@ -1,0 +1,143 @@
+//! The settings, as clap sees them: names, variables and help. Values stay texts here, because a
+//! value from the file must be parsed by the same code with the same complaints.
+
+use clap::Args;
+use std::path::PathBuf;
+
+/// Settings of `cloudpaxos start`.
+#[derive(Args, Clone, Debug, Default)]
+pub struct StartOptions {
+    /// A TOML file with settings; its keys are the long flags below.
+    #[arg(long, value_name = "FILE", env = "CLOUDPAXOS_CONFIG", hide_env_values = true)]
+    pub config: Option<PathBuf>,
+    /// This node's name, unique in the cluster.
+    #[arg(long, value_name = "NAME", env = "CLOUDPAXOS_NAME", hide_env_values = true)]
+    pub name: Option<String>,
+    /// Where this node keeps everything; not needed with --roles gateway.
+    #[arg(long, value_name = "DIR", env = "CLOUDPAXOS_DATA_DIR", hide_env_values = true)]
+    pub data_dir: Option<String>,
+    /// Where to serve clients [default: 127.0.0.1:2379].
+    #[arg(long, value_name = "HOST:PORT", env = "CLOUDPAXOS_LISTEN_CLIENT", hide_env_values = true)]
+    pub listen_client: Option<String>,
+    /// Where to serve the other nodes [default: 127.0.0.1:2380].
+    #[arg(long, value_name = "HOST:PORT", env = "CLOUDPAXOS_LISTEN_PEER", hide_env_values = true)]
+    pub listen_peer: Option<String>,
+    /// How clients reach --listen-client [default: the same].
+    #[arg(long, value_name = "HOST:PORT", env = "CLOUDPAXOS_ADVERTISE_CLIENT", hide_env_values = true)]
+    pub advertise_client: Option<String>,
+    /// How the other nodes reach --listen-peer [default: this node's entry in --initial-cluster].
+    #[arg(long, value_name = "HOST:PORT", env = "CLOUDPAXOS_ADVERTISE_PEER", hide_env_values = true)]
+    pub advertise_peer: Option<String>,
+    /// All nodes that keep replicas, with their peer addresses; the same list on every node. Forms the
+    /// cluster on an empty data directory, ignored later. `/shardmaster` or `/shardkv` behind an
+    /// address: that node keeps only this kind of replica.
+    #[arg(long, value_name = "NAME=HOST:PORT,…", env = "CLOUDPAXOS_INITIAL_CLUSTER", hide_env_values = true)]
+    pub initial_cluster: Option<String>,
+    /// Tells clusters apart; nodes with another token are refused [default: cloudpaxos].
+    #[arg(long, value_name = "TEXT", env = "CLOUDPAXOS_CLUSTER_TOKEN", hide_env_values = true)]
+    pub cluster_token: Option<String>,
+    /// What this process does: some of shardmaster, shardkv, gateway [default: all].
+    #[arg(long, value_name = "ROLE,…", env = "CLOUDPAXOS_ROLES", hide_env_values = true)]
+    pub roles: Option<String>,
+    /// Data groups of a new cluster; the same on every node [default: 2].
+    #[arg(long, value_name = "N", env = "CLOUDPAXOS_DATA_GROUPS", hide_env_values = true)]
+    pub data_groups: Option<String>,
+    /// Keys at which the initial shards of a new cluster begin, ascending, `\xHH` for a byte; the same
+    /// on every node [default: 8 shards over the printable characters].
+    #[arg(long, value_name = "KEY,…", env = "CLOUDPAXOS_SHARD_BOUNDARIES", hide_env_values = true)]
+    pub shard_boundaries: Option<String>,
+    /// How a leader proves that it still leads: `lease` trusts clocks to drift little, `quorum` asks a
+    /// majority for every batch of reads [default: lease].
+    #[arg(long, value_name = "MODE", env = "CLOUDPAXOS_READ_MODE", hide_env_values = true)]
+    pub read_mode: Option<String>,
+    /// Time between two heartbeats of a pair of nodes, milliseconds [default: 100].
+    #[arg(long, value_name = "MS", env = "CLOUDPAXOS_HEARTBEAT_MS", hide_env_values = true)]
+    pub heartbeat_ms: Option<String>,
+    /// Silence after which a node stands for leader, milliseconds [default: 600].
+    #[arg(long, value_name = "MS", env = "CLOUDPAXOS_ELECTION_TIMEOUT_MS", hide_env_values = true)]
+    pub election_timeout_ms: Option<String>,
+    /// How long an acknowledged heartbeat lets a leader serve reads, milliseconds [default: 800].
+    #[arg(long, value_name = "MS", env = "CLOUDPAXOS_LEASE_MS", hide_env_values = true)]
+    pub lease_ms: Option<String>,
+    /// Limits.
+    #[command(flatten)]
+    pub limits: LimitOptions,
+    /// What every process has.
+    #[command(flatten)]
+    pub common: CommonOptions,
+}
+
+/// Settings of `cloudpaxos dev`.
+#[derive(Args, Clone, Debug, Default)]
+pub struct DevOptions {
+    /// A TOML file with settings; its keys are the long flags below.
+    #[arg(long, value_name = "FILE", env = "CLOUDPAXOS_CONFIG", hide_env_values = true)]
+    pub config: Option<PathBuf>,
+    /// Where the three nodes keep everything [default: ./cloudpaxos-data].
+    #[arg(long, value_name = "DIR", env = "CLOUDPAXOS_DATA_DIR", hide_env_values = true)]
+    pub data_dir: Option<String>,
+    /// Where to serve clients; port 0 takes a free one [default: 127.0.0.1:2379].
+    #[arg(long, value_name = "HOST:PORT", env = "CLOUDPAXOS_LISTEN", hide_env_values = true)]
+    pub listen: Option<String>,
+    /// Data groups of a new cluster [default: 2].
+    #[arg(long, value_name = "N", env = "CLOUDPAXOS_DATA_GROUPS", hide_env_values = true)]
+    pub data_groups: Option<String>,
+    /// What every process has.
+    #[command(flatten)]
+    pub common: CommonOptions,
+}
+
+/// Limits; `cloudpaxos start` has them.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Limits (bytes: a number, or one with KiB, MiB, GiB)")]
+pub struct LimitOptions {
+    /// A client's request [default: 1.5MiB].
+    #[arg(long, value_name = "BYTES", env = "CLOUDPAXOS_REQUEST_BYTES_MAX", hide_env_values = true)]
+    pub request_bytes_max: Option<String>,
+    /// Operations of a transaction, nested ones included [default: 128].
+    #[arg(long, value_name = "N", env = "CLOUDPAXOS_TXN_OPERATIONS_MAX", hide_env_values = true)]
+    pub txn_operations_max: Option<String>,
+    /// Commands that share a log entry [default: 1024].
+    #[arg(long, value_name = "N", env = "CLOUDPAXOS_BATCH_ENTRIES_MAX", hide_env_values = true)]
+    pub batch_entries_max: Option<String>,
+    /// Bytes of commands that share a log entry [default: 1MiB].
+    #[arg(long, value_name = "BYTES", env = "CLOUDPAXOS_BATCH_BYTES_MAX", hide_env_values = true)]
+    pub batch_bytes_max: Option<String>,
+    /// Slots of a group proposed and not yet decided [default: 256].
+    #[arg(long, value_name = "N", env = "CLOUDPAXOS_GROUP_SLOTS_MAX", hide_env_values = true)]
+    pub group_slots_max: Option<String>,
+    /// Bytes of a group proposed and not yet decided [default: 4MiB].
+    #[arg(long, value_name = "BYTES", env = "CLOUDPAXOS_GROUP_BYTES_MAX", hide_env_values = true)]
+    pub group_bytes_max: Option<String>,
+    /// Proposals of a node not yet answered [default: 64MiB].
+    #[arg(long, value_name = "BYTES", env = "CLOUDPAXOS_PROPOSAL_BYTES_MAX", hide_env_values = true)]
+    pub proposal_bytes_max: Option<String>,
+    /// Messages queued for one peer [default: 16MiB].
+    #[arg(long, value_name = "BYTES", env = "CLOUDPAXOS_PEER_QUEUE_BYTES_MAX", hide_env_values = true)]
+    pub peer_queue_bytes_max: Option<String>,
+    /// Records queued for the log [default: 8MiB].
+    #[arg(long, value_name = "BYTES", env = "CLOUDPAXOS_WAL_QUEUE_BYTES_MAX", hide_env_values = true)]
+    pub wal_queue_bytes_max: Option<String>,
+    /// Entries decided and not yet applied [default: 64MiB].
+    #[arg(long, value_name = "BYTES", env = "CLOUDPAXOS_APPLY_LAG_BYTES_MAX", hide_env_values = true)]
+    pub apply_lag_bytes_max: Option<String>,
+    /// Size of a segment of the log [default: 64MiB].
+    #[arg(long, value_name = "BYTES", env = "CLOUDPAXOS_WAL_SEGMENT_BYTES", hide_env_values = true)]
+    pub wal_segment_bytes: Option<String>,
+}
+
+/// What `start` and `dev` share.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Common")]
+pub struct CommonOptions {
+    /// Allow plain text off loopback, readable and writable by everybody on the network between.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(env = "CLOUDPAXOS_INSECURE_PLAINTEXT", hide_env_values = true)]
+    pub insecure_plaintext: Option<String>,
+    /// What to log: error, warn, info, debug or trace, also by module (`info,paxos=debug`) [default: info].
+    #[arg(long, value_name = "FILTER", env = "CLOUDPAXOS_LOG_LEVEL", hide_env_values = true)]
+    pub log_level: Option<String>,
+    /// How to log: `text` or `json` [default: text].
+    #[arg(long, value_name = "FORMAT", env = "CLOUDPAXOS_LOG_FORMAT", hide_env_values = true)]
+    pub log_format: Option<String>,
+}

@@ -1,0 +1,335 @@
+//! Settings of `cloudpaxos start`, parsed and validated.
+
+use super::address::Address;
+use super::cluster::{Genesis, Member, NodeName, Role, Roles, default_boundaries, parse_members};
+use super::error::ConfigError;
+use super::layers::{Layers, Raw};
+use super::limits::Limits;
+use super::value;
+use bytes::Bytes;
+use clap::ArgMatches;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The token where none is given.
+const DEFAULT_TOKEN: &str = "cloudpaxos";
+/// More groups than this on a handful of nodes only cost; splitting shards is the way to grow.
+pub(super) const DATA_GROUPS_MAX: u64 = 64;
+/// Initial shards where no boundaries are given, unless there are more groups.
+const DEFAULT_SHARDS: u32 = 8;
+const BOUNDARIES_MAX: usize = 4096;
+
+/// A configuration of one node that stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StartConfig {
+    /// The node's name.
+    pub name: NodeName,
+    /// Where it keeps everything; `None` only where it keeps nothing (a gateway alone).
+    pub data_dir: Option<PathBuf>,
+    /// Where it serves clients; `None` without the gateway role.
+    pub listen_client: Option<Address>,
+    /// What it tells clients to dial; `None` without the gateway role.
+    pub advertise_client: Option<Address>,
+    /// Where it serves other nodes; `None` where it keeps no replicas.
+    pub listen_peer: Option<Address>,
+    /// What it tells other nodes to dial; `None` where it keeps no replicas.
+    pub advertise_peer: Option<Address>,
+    /// The cluster to form on an empty directory, and whom a gateway without replicas asks.
+    pub genesis: Option<Genesis>,
+    /// The token, if one was given: a directory with another one is refused.
+    pub cluster_token: Option<String>,
+    /// What the process does.
+    pub roles: Roles,
+    /// How a leader proves that it still leads.
+    pub read_mode: ReadMode,
+    /// Heartbeats, elections, leases.
+    pub timing: Timing,
+    /// Limits.
+    pub limits: Limits,
+    /// Logs.
+    pub log: LogConfig,
+}
+
+/// How a leader proves that it still leads before it answers a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadMode {
+    /// By a lease, granted by a quorum for a bounded time.
+    Lease,
+    /// By asking a quorum for every batch.
+    Quorum,
+}
+
+/// Periods of the failure detector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// Between two heartbeats of a pair of nodes.
+    pub heartbeat: Duration,
+    /// Silence after which a node stands for leader.
+    pub election_timeout: Duration,
+    /// How long an acknowledged heartbeat lets a leader serve.
+    pub lease: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Timing {
+        Timing {
+            heartbeat: Duration::from_millis(100),
+            election_timeout: Duration::from_millis(600),
+            lease: Duration::from_millis(800),
+        }
+    }
+}
+
+/// What to log, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogConfig {
+    /// Directives of tracing's `EnvFilter`.
+    pub filter: String,
+    /// The format.
+    pub format: LogFormat,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl StartConfig {
+    /// Resolves flags, environment and file of a parsed `start`.
+    pub fn resolve(command: &clap::Command, matches: &ArgMatches) -> Result<StartConfig, ConfigError> {
+        Self::from_layers(&Layers::collect(command, matches)?)
+    }
+
+    fn from_layers(layers: &Layers) -> Result<StartConfig, ConfigError> {
+        let name = name(layers)?;
+        let setting = layers.get("roles", "shardmaster,shardkv,gateway");
+        let roles = Roles::parse(&setting.list()).map_err(|problem| setting.bad(problem))?;
+        let genesis = genesis(layers)?;
+        check_membership(layers, &name, &roles, genesis.as_ref())?;
+        let member = genesis.as_ref().and_then(|genesis| genesis.member(&name));
+        let (listen_client, advertise_client) = if roles.has(Role::Gateway) {
+            let (listen, advertise) = addresses(layers, Port::Client, None)?;
+            (Some(listen), Some(advertise))
+        } else {
+            (None, None)
+        };
+        let (listen_peer, advertise_peer) = if roles.hosts_replicas() {
+            let (listen, advertise) = addresses(layers, Port::Peer, member)?;
+            (Some(listen), Some(advertise))
+        } else {
+            (None, None)
+        };
+        if let (Some(client), Some(peer)) = (&listen_client, &listen_peer)
+            && client == peer
+        {
+            return Err(ConfigError::Conflict(format!(
+                "--listen-client and --listen-peer are both {client}; give them different ports"
+            )));
+        }
+        Ok(StartConfig {
+            data_dir: data_dir(layers, &roles)?,
+            cluster_token: token(layers)?,
+            read_mode: word(layers, "read-mode", "lease", &[("lease", ReadMode::Lease), ("quorum", ReadMode::Quorum)])?,
+            timing: timing(layers)?,
+            limits: Limits::resolve(layers)?,
+            log: log(layers)?,
+            name,
+            listen_client,
+            advertise_client,
+            listen_peer,
+            advertise_peer,
+            genesis,
+            roles,
+        })
+    }
+}
+
+fn name(layers: &Layers) -> Result<NodeName, ConfigError> {
+    let why = "every node needs a name of its own, which it keeps for life";
+    let setting = layers.find("name").ok_or(ConfigError::Missing { key: "name", why })?;
+    NodeName::parse(setting.text()?).map_err(|problem| setting.bad(problem))
+}
+
+fn data_dir(layers: &Layers, roles: &Roles) -> Result<Option<PathBuf>, ConfigError> {
+    match layers.find("data-dir") {
+        Some(setting) => Ok(Some(PathBuf::from(setting.text()?))),
+        None if !roles.hosts_replicas() => Ok(None),
+        None => Err(ConfigError::Missing { key: "data-dir", why: "a node with replicas keeps them in a directory" }),
+    }
+}
+
+fn token(layers: &Layers) -> Result<Option<String>, ConfigError> {
+    layers.find("cluster-token").map(|setting| Ok(setting.text()?.to_owned())).transpose()
+}
+
+fn genesis(layers: &Layers) -> Result<Option<Genesis>, ConfigError> {
+    let Some(setting) = layers.find("initial-cluster") else { return Ok(None) };
+    let members = parse_members(&setting.list()).map_err(|problem| setting.bad(problem))?;
+    let data_groups = data_groups(layers)?;
+    let token = token(layers)?.unwrap_or_else(|| DEFAULT_TOKEN.to_owned());
+    Ok(Some(Genesis { token, members, data_groups, boundaries: boundaries(layers, data_groups)? }))
+}
+
+pub(super) fn data_groups(layers: &Layers) -> Result<u32, ConfigError> {
+    let setting = layers.get("data-groups", "2");
+    let groups = value::number(setting.text()?, 1..=DATA_GROUPS_MAX).map_err(|problem| setting.bad(problem))?;
+    Ok(groups as u32)
+}
+
+pub(super) fn boundaries(layers: &Layers, data_groups: u32) -> Result<Vec<Bytes>, ConfigError> {
+    let Some(setting) = layers.find("shard-boundaries") else {
+        return Ok(default_boundaries(DEFAULT_SHARDS.max(data_groups)));
+    };
+    let texts = match &setting.raw {
+        Raw::One(text) => value::split_keys(text),
+        Raw::Many(texts) => texts.clone(),
+    };
+    if texts.len() > BOUNDARIES_MAX {
+        return Err(setting.bad(format!("{} boundaries; at most {BOUNDARIES_MAX}", texts.len())));
+    }
+    let keys = texts.iter().map(|text| value::key(text).map(Bytes::from)).collect::<Result<Vec<_>, _>>();
+    let keys = keys.map_err(|problem| setting.bad(problem))?;
+    if keys.first().is_none_or(|first| first.is_empty()) {
+        return Err(setting.bad("holds an empty boundary; the first shard begins at the lowest key by itself"));
+    }
+    if let Some(at) = keys.windows(2).position(|pair| pair[0] >= pair[1]) {
+        return Err(setting.bad(format!("`{}` is not above `{}`; write the keys ascending", texts[at + 1], texts[at])));
+    }
+    Ok(keys)
+}
+
+/// This node's entry in the list must say what `--roles` says.
+fn check_membership(
+    layers: &Layers,
+    name: &NodeName,
+    roles: &Roles,
+    genesis: Option<&Genesis>,
+) -> Result<(), ConfigError> {
+    let Some(genesis) = genesis else {
+        let why = "a gateway without replicas must be told where the nodes are";
+        let needed = !roles.hosts_replicas();
+        return if needed { Err(ConfigError::Missing { key: "initial-cluster", why }) } else { Ok(()) };
+    };
+    let list = layers.get("initial-cluster", "");
+    match (genesis.member(name), roles.hosts_replicas()) {
+        (None, false) => Ok(()),
+        (None, true) => {
+            Err(list
+                .bad(format!("does not name this node, {name}; add {name}=HOST:PORT on every node, or correct --name")))
+        }
+        (Some(_), false) => Err(list.bad(format!(
+            "names {name}, which keeps no replicas with --roles {roles}; take it out of the list on every node"
+        ))),
+        (Some(member), true) if member.roles == roles.replicas_only() => Ok(()),
+        (Some(member), true) => Err(list.bad(format!(
+            "gives {name} the roles {}, but --roles says {roles}; write {name}={}/{} on every node, or change --roles",
+            member.roles,
+            member.peer_address,
+            roles.replicas_only()
+        ))),
+    }
+}
+
+/// The two ports of a node.
+#[derive(Clone, Copy)]
+enum Port {
+    Client,
+    Peer,
+}
+
+fn addresses(layers: &Layers, port: Port, member: Option<&Member>) -> Result<(Address, Address), ConfigError> {
+    let (listen_key, advertise_key, default) = match port {
+        Port::Client => ("listen-client", "advertise-client", "127.0.0.1:2379"),
+        Port::Peer => ("listen-peer", "advertise-peer", "127.0.0.1:2380"),
+    };
+    let listen = listen_address(layers, listen_key, default, false)?;
+    let advertised = match layers.find(advertise_key) {
+        Some(setting) => {
+            let address = Address::parse(setting.text()?).map_err(|problem| setting.bad(problem))?;
+            if address.is_unspecified() || address.port() == 0 {
+                return Err(setting.bad(format!("nobody can dial {address}; write the address of this machine")));
+            }
+            if let Some(member) = member.filter(|member| member.peer_address != address) {
+                let theirs = &member.peer_address;
+                return Err(setting.bad(format!(
+                    "{address} is not what --initial-cluster says of {}: {theirs}; make them equal",
+                    member.name
+                )));
+            }
+            address
+        }
+        None => member.map_or_else(|| listen.clone(), |member| member.peer_address.clone()),
+    };
+    if advertised.is_unspecified() {
+        return Err(ConfigError::Conflict(format!(
+            "--{listen_key} is {listen}, which nobody can dial; say with --{advertise_key} how this node is reached"
+        )));
+    }
+    Ok((listen, advertised))
+}
+
+/// An address to listen on: a literal one, off loopback only with consent.
+pub(super) fn listen_address(
+    layers: &Layers,
+    key: &str,
+    default: &str,
+    port_zero_allowed: bool,
+) -> Result<Address, ConfigError> {
+    let setting = layers.get(key, default);
+    let address = Address::parse(setting.text()?).map_err(|problem| setting.bad(problem))?;
+    if address.host() != "localhost" && address.host().parse::<std::net::IpAddr>().is_err() {
+        let problem = format!("`{}` is a name; write the IP address to listen on (0.0.0.0 for all)", address.host());
+        return Err(setting.bad(problem));
+    }
+    if address.port() == 0 && !port_zero_allowed {
+        return Err(setting.bad("port 0 would be another one at every start; write a fixed port"));
+    }
+    if !address.is_loopback() && !insecure_plaintext(layers)? {
+        return Err(ConfigError::PlaintextOffLoopback { origin: setting.origin, address: address.to_string() });
+    }
+    Ok(address)
+}
+
+fn insecure_plaintext(layers: &Layers) -> Result<bool, ConfigError> {
+    let setting = layers.get("insecure-plaintext", "false");
+    value::switch(setting.text()?).map_err(|problem| setting.bad(problem))
+}
+
+fn timing(layers: &Layers) -> Result<Timing, ConfigError> {
+    let period = |key, default| {
+        let setting = layers.get(key, default);
+        value::milliseconds(setting.text()?, 1..=600_000).map_err(|problem| setting.bad(problem))
+    };
+    let heartbeat = period("heartbeat-ms", "100")?;
+    let election_timeout = period("election-timeout-ms", "600")?;
+    let lease = period("lease-ms", "800")?;
+    // One lost heartbeat must neither start an election nor end a lease.
+    for (key, value) in [("election-timeout-ms", election_timeout), ("lease-ms", lease)] {
+        if value < 3 * heartbeat {
+            let (value, heartbeat) = (value.as_millis(), heartbeat.as_millis());
+            let problem =
+                format!("{value} ms is less than three heartbeats of {heartbeat} ms; raise it, or lower heartbeat-ms");
+            return Err(layers.get(key, "").bad(problem));
+        }
+    }
+    Ok(Timing { heartbeat, election_timeout, lease })
+}
+
+pub(super) fn log(layers: &Layers) -> Result<LogConfig, ConfigError> {
+    let setting = layers.get("log-level", "info");
+    let filter = setting.text()?.to_owned();
+    if let Err(error) = tracing_subscriber::EnvFilter::try_new(&filter) {
+        return Err(setting.bad(format!("`{filter}` is no filter ({error}); write for instance info,paxos=debug")));
+    }
+    let format = word(layers, "log-format", "text", &[("text", LogFormat::Text), ("json", LogFormat::Json)])?;
+    Ok(LogConfig { filter, format })
+}
+
+fn word<T: Copy>(layers: &Layers, key: &str, default: &str, words: &[(&str, T)]) -> Result<T, ConfigError> {
+    let setting = layers.get(key, default);
+    value::one_of(setting.text()?, words).map_err(|problem| setting.bad(problem))
+}

@@ -1,0 +1,20 @@
+//! The `cloudpaxos` binary, as a library: configuration, the identity of a data directory, and the
+//! command line. `main.rs` only parses and dispatches.
+//!
+//! - [`config`] turns flags, environment and file into one validated [`config::StartConfig`].
+//! - [`identity`] opens a data directory: who this node is, and that nobody else is using it.
+//! - [`run`] starts nodes from a configuration.
+//! - [`cli`] is everything a person or a script types: `kv`, `status`, `shards`, `version`.
+//!
+//! Invariant: no crate of the workspace depends on this one, and nothing here knows consensus,
+//! storage or routing. What the client commands know of a cluster, they know through its gRPC API.
+
+pub mod cli;
+pub mod config;
+pub mod failure;
+pub mod identity;
+pub mod logging;
+pub mod run;
+
+/// The version that `cloudpaxos version` prints and nodes report.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

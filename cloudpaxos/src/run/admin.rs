@@ -1,0 +1,146 @@
+//! What the admin API asks of this process: the map, and every node's report.
+
+use crate::config::{Role, Roles};
+use crate::identity::Identity;
+use gateway::admin::{AdminError, AdminSource, REPORT_TIMEOUT, ReportSource, Reports};
+use gateway::driver::Handle;
+use gateway::{AnswerBody, Call};
+use node::core::{CoreStatus, GroupStatus};
+use node::runtime::NodeHandle;
+use proto::admin::{self, NodeReport, ReplicaReport, ReplicaState};
+use shardkv::map::{GroupInfo, NodeInfo, ShardMap};
+use shardkv::types::Revision;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How old a report may be.
+const REPORT_PERIOD: Duration = Duration::from_millis(200);
+
+/// A node's report of itself, refreshed in the background.
+pub(super) struct NodeReporter {
+    latest: Arc<Mutex<NodeReport>>,
+    began: Instant,
+}
+
+impl NodeReporter {
+    /// Starts the refreshing; it ends with the node.
+    pub(super) fn new(node: NodeHandle, identity: &Identity, roles: Roles, began: Instant) -> NodeReporter {
+        let fixed = NodeReport {
+            node: identity.node_id.0,
+            name: identity.name.to_string(),
+            cluster_id: identity.cluster_id,
+            incarnation: identity.incarnation,
+            boot: identity.boot,
+            roles: roles.iter().map(|role| role_number(role) as i32).collect(),
+            version: crate::VERSION.to_owned(),
+            ..NodeReport::default()
+        };
+        let latest = Arc::new(Mutex::new(fixed.clone()));
+        let writer = latest.clone();
+        tokio::spawn(async move {
+            let mut period = tokio::time::interval(REPORT_PERIOD);
+            loop {
+                period.tick().await;
+                let Some(status) = node.status().await else { return };
+                let fresh = fill(fixed.clone(), &status);
+                *writer.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
+            }
+        });
+        NodeReporter { latest, began }
+    }
+}
+
+impl ReportSource for NodeReporter {
+    fn report(&self) -> NodeReport {
+        let latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        NodeReport { uptime_seconds: self.began.elapsed().as_secs(), ..latest }
+    }
+}
+
+fn role_number(role: Role) -> admin::Role {
+    match role {
+        Role::Shardmaster => admin::Role::Shardmaster,
+        Role::Shardkv => admin::Role::Shardkv,
+        Role::Gateway => admin::Role::Gateway,
+    }
+}
+
+fn fill(report: NodeReport, status: &CoreStatus) -> NodeReport {
+    let sequencer = status.sequencer.map(|handed_out| admin::Sequencer {
+        node: status.node.0,
+        handed_out: handed_out.0,
+        reserved_up_to: status.reserved_up_to.0,
+    });
+    NodeReport { replicas: status.groups.iter().map(replica_report).collect(), sequencer, ..report }
+}
+
+fn replica_report(group: &GroupStatus) -> ReplicaReport {
+    let state = if group.suspect {
+        ReplicaState::Suspect
+    } else if group.serves {
+        ReplicaState::Leader
+    } else if group.accepted == group.leader {
+        ReplicaState::Follower
+    } else {
+        ReplicaState::CatchingUp
+    };
+    let promised = group.promised;
+    ReplicaReport {
+        group: group.group.0,
+        state: state as i32,
+        leader: group.leader.node.0,
+        ballot: Some(admin::Ballot {
+            config: promised.config.0,
+            round: promised.round,
+            node: promised.node.0,
+            boot: promised.boot,
+        }),
+        decided: group.decided.0,
+        applied: group.applied.0,
+        first_kept: group.first_kept.0,
+        lease_valid: group.leased,
+    }
+}
+
+/// The cluster, as a gateway can ask it.
+pub(super) struct Source {
+    gateway: Handle,
+    shardmaster: GroupInfo,
+    own: Option<Arc<NodeReporter>>,
+    reports: Reports,
+}
+
+impl Source {
+    pub(super) fn new(gateway: Handle, shardmaster: GroupInfo, own: Option<Arc<NodeReporter>>) -> Source {
+        Source { gateway, shardmaster, own, reports: Reports::default() }
+    }
+}
+
+#[tonic::async_trait]
+impl AdminSource for Source {
+    async fn map(&self) -> Result<Arc<ShardMap>, AdminError> {
+        match self.gateway.call(Call::Map, REPORT_TIMEOUT).await {
+            Ok(answer) => match answer.body {
+                AnswerBody::Map(map) => Ok(map),
+                AnswerBody::Op(_) | AnswerBody::Compacted | AnswerBody::Status(_) => Err(AdminError::NoMap),
+            },
+            // The shardmaster is silent; what is known of it is worth showing all the same.
+            Err(_) => self.gateway.map().ok_or(AdminError::NoMap),
+        }
+    }
+
+    fn shardmaster(&self) -> GroupInfo {
+        self.shardmaster.clone()
+    }
+
+    fn known_revision(&self) -> Revision {
+        self.gateway.known()
+    }
+
+    async fn report(&self, node: &NodeInfo) -> Result<NodeReport, AdminError> {
+        match &self.own {
+            Some(own) if own.report().node == node.id.0 => Ok(own.report()),
+            _ => self.reports.ask(node).await,
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! The gateway role: the client port with the etcd API and the admin API.
+
+use super::admin::Source;
+use super::host::Site;
+use gateway::GatewayConfig;
+use gateway::admin::AdminService;
+use gateway::driver::{self, Handle};
+use gateway::etcd::{self, Info, Limits, NodeStatus};
+use gateway::remote::{LocalNode, Remote, RemoteConfig};
+use node::core::CoreStatus;
+use node::runtime::NodeHandle;
+use paxos::NodeId;
+use shardkv::map::SHARDMASTER_GROUP;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::net::TcpListener;
+
+/// How old what `Maintenance.Status` says may be.
+const STATUS_PERIOD: Duration = Duration::from_millis(500);
+
+/// Starts the gateway's machine; requests to the own node do not travel.
+pub(super) fn start_gateway(site: &Site, node: Option<&NodeHandle>) -> Handle {
+    let config = GatewayConfig {
+        seed: [rand::random(), rand::random()],
+        local: node.map(NodeHandle::node),
+        nodes: site.genesis.members.iter().map(|member| member.id).collect(),
+        ..GatewayConfig::default()
+    };
+    let addresses = site.peer_addresses.clone();
+    driver::start(config, |replies| {
+        let local = node.map(|node| {
+            let (me, replies) = (node.node(), replies.clone());
+            let take: LocalNode = node.gateway(Arc::new(move |answers| replies.deliver(me, answers)));
+            (me, take)
+        });
+        Remote::new(RemoteConfig::default(), local, addresses, replies)
+    })
+}
+
+/// Serves clients until `stop` is done.
+pub(super) fn serve(
+    site: &Site,
+    gateway: Handle,
+    node: Option<NodeHandle>,
+    source: Arc<Source>,
+    listener: TcpListener,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> impl Future<Output = Result<(), tonic::transport::Error>> + Send + 'static {
+    let limits = Limits {
+        txn_ops_max: usize::try_from(site.limits.txn_operations_max).unwrap_or(usize::MAX),
+        request_bytes_max: usize::try_from(site.limits.request_bytes_max).unwrap_or(usize::MAX),
+        ..Limits::default()
+    };
+    let info = Info {
+        cluster_id: site.genesis.cluster_id(),
+        member_id: node.as_ref().map_or(0, |node| node.node().0),
+        raft_term: 1,
+        limits: limits.clone(),
+        node: watch_status(gateway.clone(), node),
+    };
+    let routes = etcd::routes(gateway, info);
+    let routes = routes.add_service(AdminService::new(source, crate::VERSION).into_server());
+    async move { etcd::serve(listener, routes, &limits, stop).await }
+}
+
+/// Keeps what `Maintenance.Status` says about this node fresh, without a hop on the way of a request.
+fn watch_status(gateway: Handle, node: Option<NodeHandle>) -> Arc<dyn Fn() -> NodeStatus + Send + Sync> {
+    let latest = Arc::new(Mutex::new(NodeStatus::default()));
+    let writer = latest.clone();
+    if let Some(node) = node {
+        tokio::spawn(async move {
+            let mut period = tokio::time::interval(STATUS_PERIOD);
+            loop {
+                period.tick().await;
+                let Some(status) = node.status().await else { return };
+                let fresh = node_status(&status, node.store_bytes());
+                *writer.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
+            }
+        });
+    }
+    Arc::new(move || {
+        let status = latest.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        NodeStatus { is_ready: gateway.map().is_some(), ..status }
+    })
+}
+
+fn node_status(status: &CoreStatus, store_bytes: u64) -> NodeStatus {
+    let master = status.groups.iter().find(|group| group.group == SHARDMASTER_GROUP);
+    let unreachable = status.reaches.iter().filter(|(_, reached)| !reached);
+    let mut errors: Vec<String> = unreachable.map(|(node, _): &(NodeId, bool)| format!("{node} is unreachable")).collect();
+    if status.no_space {
+        errors.push("the log has no room: free space on the data directory's disk".into());
+    }
+    NodeStatus {
+        db_size_bytes: store_bytes,
+        db_size_in_use_bytes: store_bytes,
+        decided_slot: master.map_or(0, |group| group.decided.0),
+        applied_slot: master.map_or(0, |group| group.applied.0),
+        errors,
+        is_ready: true,
+    }
+}

@@ -1,0 +1,202 @@
+//! One node's (or gateway's) runtime, from its parts to its end.
+
+use super::admin::{NodeReporter, Source};
+use super::{clients, failed};
+use crate::config::{Genesis, Limits, ReadMode, Role, Roles, Timing};
+use crate::failure::Failure;
+use crate::identity::Identity;
+use gateway::admin::ReportService;
+use node::core::{CoreConfig, Limits as CoreLimits, ReadMode as CoreReadMode};
+use node::runtime::{self, Node, NodeConfig, NodeHandle, PeerAddress, Stop};
+use paxos::heartbeat::Timing as CoreTiming;
+use paxos::{GroupId, NodeId};
+use shardkv::RocksOptions;
+use shardkv::map::{GroupInfo, NodeInfo, SHARDMASTER_GROUP, ShardMap};
+use shardkv::types::Revision;
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::sync::watch;
+use tonic::service::Routes;
+
+/// What one node or gateway is.
+pub(super) struct Site {
+    pub(super) name: String,
+    /// Where it keeps its replicas and who it is there; `None` for a gateway alone.
+    pub(super) identity: Option<(PathBuf, Identity)>,
+    pub(super) genesis: Genesis,
+    pub(super) peer_addresses: BTreeMap<NodeId, String>,
+    pub(super) roles: Roles,
+    pub(super) client_address: String,
+    pub(super) read_mode: ReadMode,
+    pub(super) timing: Timing,
+    pub(super) limits: Limits,
+}
+
+/// Where it listens.
+pub(super) struct Ports {
+    pub(super) client: Option<TcpListener>,
+    pub(super) peer: Option<TcpListener>,
+}
+
+impl Site {
+    fn nodes_with(&self, role: Role) -> Vec<NodeId> {
+        self.genesis.members.iter().filter(|member| member.roles.has(role)).map(|member| member.id).collect()
+    }
+
+    fn shardmaster(&self) -> GroupInfo {
+        GroupInfo { id: SHARDMASTER_GROUP, replicas: self.nodes_with(Role::Shardmaster) }
+    }
+
+    fn data_groups(&self) -> Vec<GroupInfo> {
+        let replicas = self.nodes_with(Role::Shardkv);
+        let first = SHARDMASTER_GROUP.0 + 1;
+        let ids = first..first + u64::from(self.genesis.data_groups);
+        ids.map(|id| GroupInfo { id: GroupId(id), replicas: replicas.clone() }).collect()
+    }
+
+    fn node_infos(&self) -> Vec<NodeInfo> {
+        let address = |id: NodeId| self.peer_addresses.get(&id).cloned().unwrap_or_default();
+        let info = |member: &crate::config::Member| NodeInfo {
+            id: member.id,
+            name: member.name.to_string(),
+            peer_address: address(member.id),
+            client_address: String::new(),
+        };
+        self.genesis.members.iter().map(info).collect()
+    }
+
+    fn first_map(&self) -> ShardMap {
+        let groups = self.data_groups();
+        let ids: Vec<GroupId> = groups.iter().map(|group| group.id).collect();
+        ShardMap {
+            version: 1,
+            cluster_id: self.genesis.cluster_id(),
+            compacted: Revision(0),
+            shards: shardmaster::initial_shards(&self.genesis.boundaries, &ids),
+            groups,
+            nodes: self.node_infos(),
+        }
+    }
+
+    fn node_config(&self, path: PathBuf, identity: &Identity) -> NodeConfig {
+        let me = identity.node_id;
+        let micros = |duration: std::time::Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        let infos = self.node_infos();
+        let peers = infos.iter().map(|info| {
+            (info.id, PeerAddress { name: info.name.clone(), address: info.peer_address.clone() })
+        });
+        let all = std::iter::once(self.shardmaster()).chain(self.data_groups());
+        let hosted = all.filter(|group| group.replicas.contains(&me)).map(|group| (group.id, group.replicas));
+        let info = infos.iter().find(|info| info.id == me).cloned();
+        let info = NodeInfo {
+            client_address: self.client_address.clone(),
+            ..info.unwrap_or(NodeInfo {
+                id: me,
+                name: self.name.clone(),
+                peer_address: String::new(),
+                client_address: String::new(),
+            })
+        };
+        NodeConfig {
+            core: CoreConfig {
+                me,
+                boot: identity.boot,
+                info,
+                nodes: infos.iter().map(|info| info.id).collect(),
+                timing: CoreTiming {
+                    heartbeat_micros: micros(self.timing.heartbeat),
+                    peer_timeout_micros: micros(self.timing.election_timeout),
+                    lease_micros: micros(self.timing.lease),
+                    ..CoreTiming::default()
+                },
+                read_mode: match self.read_mode {
+                    ReadMode::Lease => CoreReadMode::Lease,
+                    ReadMode::Quorum => CoreReadMode::Quorum,
+                },
+                genesis: self.first_map(),
+                limits: CoreLimits {
+                    inbox_bytes_max: usize::try_from(self.limits.proposal_bytes_max).unwrap_or(usize::MAX),
+                    apply_lag_bytes_max: usize::try_from(self.limits.apply_lag_bytes_max).unwrap_or(usize::MAX),
+                    ..CoreLimits::default()
+                },
+            },
+            groups: hosted.collect(),
+            cluster_id: identity.cluster_id,
+            incarnation: identity.incarnation,
+            data_dir: path,
+            peers: peers.collect(),
+            store: RocksOptions::default(),
+            salt_seed: rand::random(),
+        }
+    }
+}
+
+/// Runs until `stopped` is raised or the node must not go on.
+pub(super) fn run(site: Site, ports: Ports, stopped: watch::Receiver<bool>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed("start a runtime"))?;
+    let outcome = runtime.block_on(run_here(site, ports, stopped));
+    // Streams of other nodes may still be open; nothing in them is worth waiting for.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn run_here(site: Site, ports: Ports, mut stopped: watch::Receiver<bool>) -> Result<(), Failure> {
+    let opened = match &site.identity {
+        Some((path, identity)) => {
+            let opened = runtime::open(site.node_config(path.clone(), identity));
+            Some(opened.and_then(Node::start).map_err(|error| Failure::Run(error.to_string()))?)
+        }
+        None => None,
+    };
+    let (node, handle) = opened.unzip();
+    let began = std::time::Instant::now();
+    let reporter = handle.clone().zip(site.identity.as_ref()).map(|(handle, (_, identity))| {
+        Arc::new(NodeReporter::new(handle, identity, site.roles.clone(), began))
+    });
+    let mut tasks = tokio::task::JoinSet::new();
+    if let (Some(listener), Some(handle), Some(reporter)) = (ports.peer, &handle, &reporter) {
+        let listener = tokio::net::TcpListener::from_std(listener).map_err(failed("listen for peers"))?;
+        let more = Routes::new(ReportService::new(reporter.clone()).into_server());
+        let serving = runtime::serve(listener, handle.peer_port(), more, raised(stopped.clone()));
+        tasks.spawn(async move { serving.await.map_err(|error| Failure::Run(format!("the peer port failed: {error}"))) });
+    }
+    if let Some(listener) = ports.client {
+        let listener = tokio::net::TcpListener::from_std(listener).map_err(failed("listen for clients"))?;
+        let gateway = clients::start_gateway(&site, handle.as_ref());
+        let source = Arc::new(Source::new(gateway.clone(), site.shardmaster(), reporter.clone()));
+        let serving = clients::serve(&site, gateway, handle.clone(), source, listener, raised(stopped.clone()));
+        tasks.spawn(async move { serving.await.map_err(|error| Failure::Run(format!("the client port failed: {error}"))) });
+    }
+    let ended = async {
+        match node {
+            Some(node) => node.run().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::pin!(ended);
+    tokio::select! {
+        stop = &mut ended => match stop {
+            Stop::Asked => Ok(()),
+            Stop::Failed(reason) => Err(Failure::Run(format!("{}: {reason}", site.name))),
+        },
+        Some(Ok(Err(failure))) = tasks.join_next() => Err(failure),
+        _ = stopped.wait_for(|stopped| *stopped) => {
+            stop_node(handle, &mut ended).await;
+            Ok(())
+        }
+    }
+}
+
+/// Lets the node write what is queued.
+async fn stop_node(handle: Option<NodeHandle>, ended: &mut (impl Future<Output = Stop> + Unpin)) {
+    if let Some(handle) = handle {
+        tokio::join!(handle.stop(), ended);
+    }
+}
+
+async fn raised(mut stopped: watch::Receiver<bool>) {
+    // A sender that is gone means the same.
+    drop(stopped.wait_for(|stopped| *stopped).await);
+}

@@ -1,0 +1,146 @@
+//! The admin API: what an operator asks a cluster (`cloudpaxos status`, `cloudpaxos shards list`).
+//!
+//! Every gateway can answer for the whole cluster. It takes the shard map, asks every node of the map
+//! for its own report, all at once and none for longer than [`REPORT_TIMEOUT`], and puts the answers
+//! together ([`assemble`]). A node that is silent is part of the answer, not a failure of it.
+//!
+//! - [`AdminSource`] is what a gateway must know for that; its host implements it.
+//! - [`AdminService`] serves `cloudpaxos.admin.Admin` on the client port.
+//! - [`ReportService`] serves `cloudpaxos.admin.NodeReports` on a node's peer port, and [`Reports`]
+//!   asks for them from elsewhere, over one connection per node.
+//!
+//! Invariant: nothing here changes anything, and nothing here is on the way of a read or a write.
+
+mod assemble;
+mod reports;
+
+pub use assemble::{Answers, assemble};
+pub use reports::{ReportService, ReportSource, Reports};
+
+use futures_util::future::join_all;
+use paxos::GroupId;
+use proto::admin::admin_server::{Admin, AdminServer};
+use proto::admin::{NodeReport, Shard, ShardsListRequest, ShardsListResponse, StatusRequest, StatusResponse};
+use shardkv::map::{GroupInfo, NodeInfo, ShardInfo, ShardMap};
+use shardkv::types::Revision;
+use std::sync::Arc;
+use std::time::Duration;
+use tonic::{Request, Response, Status};
+
+/// An operator waits for a silent node no longer than this.
+pub const REPORT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Why an operator gets no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AdminError {
+    /// No shard map has arrived here yet.
+    #[error("this gateway has no shard map yet: no shardmaster replica has answered it; try another endpoint or wait")]
+    NoMap,
+    /// The node cannot be asked.
+    #[error("{0}")]
+    NoReport(String),
+}
+
+impl From<AdminError> for Status {
+    fn from(error: AdminError) -> Status {
+        Status::unavailable(error.to_string())
+    }
+}
+
+/// What a gateway knows of the cluster, and whom it can ask.
+#[tonic::async_trait]
+pub trait AdminSource: Send + Sync + 'static {
+    /// The newest shard map that can be had.
+    async fn map(&self) -> Result<Arc<ShardMap>, AdminError>;
+
+    /// The shardmaster's group, which the map does not list.
+    fn shardmaster(&self) -> GroupInfo;
+
+    /// The largest revision that this gateway knows.
+    fn known_revision(&self) -> Revision;
+
+    /// A node's report of itself; its own host answers for itself without a connection. May take as
+    /// long as it likes: the caller does not wait longer than [`REPORT_TIMEOUT`].
+    async fn report(&self, node: &NodeInfo) -> Result<NodeReport, AdminError>;
+}
+
+/// Serves the admin API from a source.
+#[derive(Clone)]
+pub struct AdminService {
+    source: Arc<dyn AdminSource>,
+    version: String,
+}
+
+impl AdminService {
+    /// A service of this process, whose version is `version`.
+    pub fn new(source: Arc<dyn AdminSource>, version: impl Into<String>) -> AdminService {
+        AdminService { source, version: version.into() }
+    }
+
+    /// Ready to be added to a server.
+    pub fn into_server(self) -> AdminServer<AdminService> {
+        AdminServer::new(self)
+    }
+
+    async fn answers(&self) -> Result<Answers, AdminError> {
+        let map = self.source.map().await?;
+        let reports = join_all(map.nodes.iter().map(async |node| {
+            let report = tokio::time::timeout(REPORT_TIMEOUT, self.source.report(node)).await;
+            let report = report.unwrap_or_else(|_| {
+                Err(AdminError::NoReport(format!("no report within {} ms", REPORT_TIMEOUT.as_millis())))
+            });
+            (node.id, report.and_then(|report| belongs(&map, node, report)))
+        }))
+        .await;
+        Ok(Answers {
+            reports: reports.into_iter().collect(),
+            shardmaster: self.source.shardmaster(),
+            known_revision: self.source.known_revision(),
+            version: self.version.clone(),
+            map,
+        })
+    }
+}
+
+/// Something else may listen where the map says that a node is.
+fn belongs(map: &ShardMap, node: &NodeInfo, report: NodeReport) -> Result<NodeReport, AdminError> {
+    let (cluster, id) = (map.cluster_id, node.id.0);
+    if report.cluster_id == cluster && report.node == id {
+        return Ok(report);
+    }
+    Err(AdminError::NoReport(format!(
+        "at {} answers node {} of cluster {:016x}, expected was node {id} of cluster {cluster:016x}",
+        node.peer_address, report.node, report.cluster_id
+    )))
+}
+
+#[tonic::async_trait]
+impl Admin for AdminService {
+    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        Ok(Response::new(assemble(self.answers().await?)))
+    }
+
+    async fn shards_list(&self, _: Request<ShardsListRequest>) -> Result<Response<ShardsListResponse>, Status> {
+        let answers = self.answers().await?;
+        let shards = answers.map.shards.iter().map(|shard| shard_row(&answers, shard)).collect();
+        let (cluster_id, map_version) = (answers.map.cluster_id, answers.map.version);
+        Ok(Response::new(ShardsListResponse { cluster_id, map_version, shards }))
+    }
+}
+
+fn shard_row(answers: &Answers, shard: &ShardInfo) -> Shard {
+    let replicas = |group: GroupId| answers.map.group(group).map(|group| &group.replicas[..]).unwrap_or_default();
+    Shard {
+        id: shard.id.0,
+        start: shard.bounds.start.clone(),
+        end: shard.bounds.end.clone().unwrap_or_default(),
+        unbounded: shard.bounds.end.is_none(),
+        group: shard.group.0,
+        epoch: shard.epoch.0,
+        leader: answers.leader(shard.group).map_or(0, |(node, _)| node.0),
+        replicas: replicas(shard.group).iter().map(|node| node.0).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,115 @@
+//! One status of the cluster, out of what its nodes say of themselves. Pure.
+
+use super::AdminError;
+use paxos::{GroupId, NodeId};
+use proto::admin::{Ballot, Group, Node, NodeReport, Replica, ReplicaReport, ReplicaState, Sequencer, StatusResponse};
+use shardkv::map::{GroupInfo, NodeInfo, ShardMap};
+use shardkv::types::Revision;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// The map, and what each of its nodes said.
+#[derive(Debug)]
+pub struct Answers {
+    /// The map.
+    pub map: Arc<ShardMap>,
+    /// Of every node of the map.
+    pub reports: BTreeMap<NodeId, Result<NodeReport, AdminError>>,
+    /// The shardmaster's group.
+    pub shardmaster: GroupInfo,
+    /// The largest revision that the asked gateway knows.
+    pub known_revision: Revision,
+    /// The asked gateway's version.
+    pub version: String,
+}
+
+impl Answers {
+    /// What the replica of `group` on `node` said.
+    fn replica(&self, group: GroupId, node: NodeId) -> Option<&ReplicaReport> {
+        let report = self.reports.get(&node)?.as_ref().ok()?;
+        report.replicas.iter().find(|replica| replica.group == group.0)
+    }
+
+    /// The leader of `group`: of those who say they lead, the one with the greatest ballot. An
+    /// overthrown leader that has not heard of it still says so, with a lower one.
+    pub(super) fn leader(&self, group: GroupId) -> Option<(NodeId, Ballot)> {
+        let reports = self.reports.iter().filter_map(|(node, report)| Some((*node, report.as_ref().ok()?)));
+        reports
+            .flat_map(|(node, report)| report.replicas.iter().map(move |replica| (node, replica)))
+            .filter(|(_, replica)| replica.group == group.0 && replica.state() == ReplicaState::Leader)
+            .map(|(node, replica)| (node, replica.ballot.unwrap_or_default()))
+            .max_by_key(|(_, ballot)| order(ballot))
+    }
+
+    fn group(&self, info: &GroupInfo) -> Group {
+        let reports = info.replicas.iter().filter_map(|node| self.replica(info.id, *node));
+        let decided = reports.map(|report| report.decided).max().unwrap_or_default();
+        let replica = |node: &NodeId| {
+            let report = self.replica(info.id, *node);
+            Replica {
+                node: node.0,
+                alive: report.is_some(),
+                report: report.copied(),
+                lag_slots: report.map_or(0, |report| decided.saturating_sub(report.applied)),
+            }
+        };
+        let leader = self.leader(info.id);
+        Group {
+            id: info.id.0,
+            leader: leader.map_or(0, |(node, _)| node.0),
+            ballot: leader.map(|(_, ballot)| ballot),
+            decided,
+            shards: self.map.shards.iter().filter(|shard| shard.group == info.id).count() as u64,
+            replicas: info.replicas.iter().map(replica).collect(),
+        }
+    }
+
+    fn node(&self, info: &NodeInfo) -> Node {
+        let node = Node {
+            id: info.id.0,
+            name: info.name.clone(),
+            peer_address: info.peer_address.clone(),
+            client_address: info.client_address.clone(),
+            ..Default::default()
+        };
+        match self.reports.get(&info.id) {
+            Some(Ok(report)) => Node {
+                alive: true,
+                roles: report.roles.clone(),
+                version: report.version.clone(),
+                boot: report.boot,
+                uptime_seconds: report.uptime_seconds,
+                ..node
+            },
+            Some(Err(error)) => Node { error: error.to_string(), ..node },
+            None => Node { error: "it was not asked".to_owned(), ..node },
+        }
+    }
+
+    /// The shardmaster's leader holds the sequencer.
+    fn sequencer(&self) -> Option<Sequencer> {
+        let (node, _) = self.leader(self.shardmaster.id)?;
+        let report = self.reports.get(&node)?.as_ref().ok()?;
+        report.sequencer.map(|sequencer| Sequencer { node: node.0, ..sequencer })
+    }
+}
+
+/// Puts the answers together.
+pub fn assemble(answers: Answers) -> StatusResponse {
+    let groups = std::iter::once(&answers.shardmaster).chain(&answers.map.groups);
+    StatusResponse {
+        cluster_id: answers.map.cluster_id,
+        map_version: answers.map.version,
+        nodes: answers.map.nodes.iter().map(|node| answers.node(node)).collect(),
+        groups: groups.map(|group| answers.group(group)).collect(),
+        sequencer: answers.sequencer(),
+        known_revision: answers.known_revision.0,
+        compacted_revision: answers.map.compacted.0,
+        version: answers.version.clone(),
+    }
+}
+
+/// Ballots in the order of `paxos::Ballot`.
+fn order(ballot: &Ballot) -> (u32, u64, u64, u64) {
+    (ballot.config, ballot.round, ballot.node, ballot.boot)
+}

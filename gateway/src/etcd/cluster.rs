@@ -1,0 +1,77 @@
+//! The Cluster service: clients find the gateways by it.
+
+use super::Context;
+use crate::call::{AnswerBody, Call};
+use proto::etcdserverpb as pb;
+use proto::etcdserverpb::cluster_server;
+use shardkv::map::{NodeInfo, ShardMap};
+use std::sync::Arc;
+use tonic::{Request, Response, Status};
+
+pub(super) struct Cluster(pub(super) Context);
+
+fn url(address: &str) -> Vec<String> {
+    if address.is_empty() { Vec::new() } else { vec![format!("http://{address}")] }
+}
+
+fn member(node: &NodeInfo) -> pb::Member {
+    pb::Member {
+        id: node.id.0,
+        name: node.name.clone(),
+        peer_ur_ls: url(&node.peer_address),
+        client_ur_ls: url(&node.client_address),
+        is_learner: false,
+    }
+}
+
+/// Nodes are added, drained and replaced by the shardmaster, not by moving votes of one group.
+fn not_by_this_api() -> Status {
+    Status::unimplemented("cloudpaxos: the members change through the admin API and its commands, not through etcd's")
+}
+
+#[tonic::async_trait]
+impl cluster_server::Cluster for Cluster {
+    async fn member_list(
+        &self,
+        request: Request<pb::MemberListRequest>,
+    ) -> Result<Response<pb::MemberListResponse>, Status> {
+        let budget = self.0.budget(request.metadata());
+        let known = self.0.handle.map().filter(|_| !request.get_ref().linearizable);
+        let map: Arc<ShardMap> = match known {
+            Some(map) => map,
+            None => match self.0.handle.call(Call::Map, budget).await?.body {
+                AnswerBody::Map(map) => map,
+                AnswerBody::Op(_) | AnswerBody::Compacted | AnswerBody::Status(_) => {
+                    return Err(Status::internal("cloudpaxos: an answer of another kind than its request"));
+                }
+            },
+        };
+        let header = Some(self.0.header_without_revision());
+        Ok(Response::new(pb::MemberListResponse { header, members: map.nodes.iter().map(member).collect() }))
+    }
+
+    async fn member_add(&self, _: Request<pb::MemberAddRequest>) -> Result<Response<pb::MemberAddResponse>, Status> {
+        Err(not_by_this_api())
+    }
+
+    async fn member_remove(
+        &self,
+        _: Request<pb::MemberRemoveRequest>,
+    ) -> Result<Response<pb::MemberRemoveResponse>, Status> {
+        Err(not_by_this_api())
+    }
+
+    async fn member_update(
+        &self,
+        _: Request<pb::MemberUpdateRequest>,
+    ) -> Result<Response<pb::MemberUpdateResponse>, Status> {
+        Err(not_by_this_api())
+    }
+
+    async fn member_promote(
+        &self,
+        _: Request<pb::MemberPromoteRequest>,
+    ) -> Result<Response<pb::MemberPromoteResponse>, Status> {
+        Err(not_by_this_api())
+    }
+}

@@ -1,0 +1,636 @@
+//! A client's call in flight: which groups it asks, what it makes of their replies.
+//!
+//! A call goes through stages: it may first need a shard map or a number from the sequencer, then
+//! it asks one or several groups until each part is answered. What decides its outcome:
+//!
+//! - A write keeps its session tag for all attempts. `Done` of *any* attempt is its answer, however
+//!   late. A failure is its answer only if no other attempt can have been, or can still be, carried
+//!   out; otherwise the outcome is unknown and the call says so.
+//! - A read over several groups reads all at one revision R, taken from the sequencer after the call
+//!   arrived. If a shard moves meanwhile the whole read starts over: parts planned by different
+//!   maps may overlap.
+
+use crate::call::{Answer, AnswerBody, Call, CallError, Outputs};
+use crate::core::{Core, NEVER, Owner, Part, Route};
+use crate::merge::{fits, merge, range_bytes};
+use crate::routing::GroupShare;
+use crate::session::Tag;
+use bytes::Bytes;
+use paxos::{GroupId, NodeId, Time};
+use shardkv::map::SHARDMASTER_GROUP;
+use shardkv::ops::{Op, OpResult, RangeResult, SortTarget};
+use shardkv::request::{OpError, ReadMode, ReplyBody, RequestBody};
+use shardkv::types::Revision;
+
+/// How often a command may open a new session because a shard has evicted the last one.
+const RENEWALS_MAX: u32 = 8;
+
+/// What a call is up to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Waits for a shard map; no group can be asked without one.
+    NeedMap,
+    /// Waits for a number that the sequencer hands out after now.
+    NeedRevision,
+    /// Asks the groups.
+    Asking,
+}
+
+/// Whether a call goes on.
+#[must_use]
+pub(crate) enum Next {
+    Wait,
+    Finish(Result<Answer, CallError>),
+}
+
+/// What a call's methods work with.
+pub(crate) struct Cx<'a> {
+    pub(crate) core: &'a mut Core,
+    pub(crate) out: &'a mut Outputs,
+    pub(crate) now: Time,
+    pub(crate) token: u64,
+}
+
+/// A call in flight.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    call: Call,
+    deadline: Time,
+    /// Counted in [`Core::bytes`].
+    pub(crate) bytes: usize,
+    stage: Stage,
+    parts: Vec<Part>,
+    /// Of the parts that are answered.
+    results: Vec<Option<(Revision, RangeResult)>>,
+    /// Bytes of those results.
+    result_bytes: usize,
+    /// The map that the parts were planned by.
+    map_version: u64,
+    /// Of a write, from its first attempt on.
+    tag: Option<Tag>,
+    renewals: u32,
+    /// Earlier attempts whose outcome is unknown: they may have been carried out, or may still be.
+    unresolved: u32,
+    /// Every attempt that is still in [`Core::attempts`].
+    attempts: Vec<u64>,
+    /// Attempts of parts that were planned before and given up; the budget is the call's.
+    spent: u32,
+    /// The sequencer's number taken for this call.
+    revision: Option<Revision>,
+    /// A compaction that the shardmaster has logged.
+    logged: bool,
+    /// Its entry in [`Core::timers`].
+    timer: Time,
+}
+
+impl Pending {
+    pub(crate) fn new(call: Call, deadline: Time, bytes: usize) -> Pending {
+        Pending {
+            call,
+            deadline,
+            bytes,
+            stage: Stage::Asking,
+            parts: Vec::new(),
+            results: Vec::new(),
+            result_bytes: 0,
+            map_version: 0,
+            tag: None,
+            renewals: 0,
+            unresolved: 0,
+            attempts: Vec::new(),
+            spent: 0,
+            revision: None,
+            logged: false,
+            timer: NEVER,
+        }
+    }
+
+    fn is_write(&self) -> bool {
+        matches!(&self.call, Call::Op { op, .. } if !op.is_read_only())
+    }
+
+    fn route(&self) -> Route {
+        match &self.call {
+            Call::Op { op, serializable: true } if op.is_read_only() => Route::AnyReplica,
+            Call::Op { .. } | Call::Compact { .. } | Call::Map | Call::Status => Route::Leader,
+        }
+    }
+
+    /// The revision that a range asks for explicitly.
+    fn explicit_revision(&self) -> Option<Revision> {
+        match self.op() {
+            Some(Op::Range(range)) if range.revision > Revision(0) => Some(range.revision),
+            Some(_) | None => None,
+        }
+    }
+
+    /// Whether the call may have been carried out, or may still be.
+    fn maybe_done(&self) -> bool {
+        let changes = self.is_write() || matches!(self.call, Call::Compact { .. });
+        changes && (self.logged || self.unresolved > 0 || self.parts.iter().any(|part| part.current.is_some()))
+    }
+
+    fn unavailable(&self) -> Next {
+        Next::Finish(Err(CallError::Unavailable { maybe_done: self.maybe_done() }))
+    }
+
+    /// Begins, or begins anew.
+    pub(crate) fn start(&mut self, cx: &mut Cx<'_>) -> Next {
+        if self.call == Call::Map || cx.core.router.map().is_none() {
+            self.stage = Stage::NeedMap;
+            cx.core.ask_map(Some(cx.token), cx.now, cx.out);
+            return Next::Wait;
+        }
+        self.plan(cx)
+    }
+
+    /// A map has arrived that was asked for after this call came.
+    pub(crate) fn on_map(&mut self, cx: &mut Cx<'_>) -> Next {
+        if self.stage != Stage::NeedMap {
+            return Next::Wait;
+        }
+        match (&self.call, cx.core.router.map()) {
+            (Call::Map, Some(map)) => {
+                let body = AnswerBody::Map(map.clone());
+                Next::Finish(Ok(Answer { revision: cx.core.known, body }))
+            }
+            _ => self.start(cx),
+        }
+    }
+
+    /// The sequencer handed out `revision` after this call came.
+    pub(crate) fn on_revision(&mut self, revision: Revision, cx: &mut Cx<'_>) -> Next {
+        if self.stage != Stage::NeedRevision {
+            return Next::Wait;
+        }
+        self.revision = Some(revision);
+        self.plan(cx)
+    }
+
+    fn need_revision(&mut self, cx: &mut Cx<'_>) -> Next {
+        self.stage = Stage::NeedRevision;
+        cx.core.ask_sequencer(Some(cx.token), cx.now, cx.out);
+        Next::Wait
+    }
+
+    /// Decides which groups to ask, by the present map, and asks them.
+    fn plan(&mut self, cx: &mut Cx<'_>) -> Next {
+        self.map_version = cx.core.router.map_version();
+        let shares = match &self.call {
+            Call::Op { op, .. } => cx.core.router.shares(op),
+            Call::Compact { .. } => Some(compaction_shares(self.logged, cx.core)),
+            Call::Map | Call::Status => Some(Vec::new()),
+        };
+        let Some(shares) = shares.filter(|shares| !shares.is_empty()) else { return self.unavailable() };
+        if let Some(next) = self.check_plan(&shares, cx) {
+            return next;
+        }
+        self.stage = Stage::Asking;
+        if self.is_write() && self.tag.is_none() {
+            let known = cx.core.known;
+            self.tag = Some(cx.core.sessions.open(shares[0].group, cx.now, known, &mut cx.core.rng));
+        }
+        self.results = shares.iter().map(|_| None).collect();
+        self.parts = shares.into_iter().map(Part::new).collect();
+        self.parts.iter_mut().for_each(|part| part.attempts = self.spent);
+        self.ask_all(cx)
+    }
+
+    /// What has to come before the groups are asked, or why they cannot be.
+    fn check_plan(&mut self, shares: &[GroupShare], cx: &mut Cx<'_>) -> Option<Next> {
+        let Call::Op { op, .. } = &self.call else { return None };
+        if shares.len() > 1 && !matches!(op, Op::Range(_)) {
+            // An earlier attempt may have found the keys together and done it.
+            let error = match self.maybe_done() {
+                true => CallError::MAYBE_DONE,
+                false => CallError::Unimplemented(over_groups(shares)),
+            };
+            return Some(Next::Finish(Err(error)));
+        }
+        if self.is_write() {
+            // A session is born at a number of the sequencer.
+            let needs = self.tag.is_none() && (cx.core.known == Revision(0) || self.renewals > 0);
+            return (needs && self.revision.is_none()).then(|| self.need_revision(cx));
+        }
+        if self.route() == Route::AnyReplica {
+            return None;
+        }
+        let explicit = self.explicit_revision();
+        let Some(revision) = self.revision else {
+            // A range over groups needs one revision for all; a revision that nobody has told us of
+            // may lie in the future, and a leader takes our word only for what the sequencer said.
+            let needs = shares.len() > 1 || newest_named(op) > cx.core.known;
+            return needs.then(|| self.need_revision(cx));
+        };
+        match explicit {
+            Some(wanted) if wanted > revision.max(cx.core.known) => {
+                Some(Next::Finish(Err(OpError::FutureRevision { current: revision }.into())))
+            }
+            _ => None,
+        }
+    }
+
+    fn ask_all(&mut self, cx: &mut Cx<'_>) -> Next {
+        for index in 0..self.parts.len() {
+            if let Next::Finish(result) = self.ask(index, cx) {
+                return Next::Finish(result);
+            }
+        }
+        Next::Wait
+    }
+
+    /// Sends the next attempt of one part.
+    fn ask(&mut self, index: usize, cx: &mut Cx<'_>) -> Next {
+        if self.parts[index].attempts >= cx.core.config.attempts_max {
+            return self.unavailable();
+        }
+        let route = self.route();
+        let patience = self.deadline.since(cx.now);
+        let question = Question {
+            call: &self.call,
+            tag: self.tag,
+            revision: self.revision.filter(|_| self.parts.len() > 1),
+            is_merged: self.parts.len() > 1,
+            logged: self.logged,
+        };
+        let part = &mut self.parts[index];
+        let owner = (Owner::Call(cx.token), index);
+        if cx.core.send(owner, part, route, patience, cx.now, cx.out, |core, share| question.body(core, share)) {
+            self.attempts.extend(part.current);
+        }
+        Next::Wait
+    }
+
+    /// The call's timer fired: its deadline, an attempt's timeout or the end of a pause.
+    pub(crate) fn on_timer(&mut self, cx: &mut Cx<'_>) -> Next {
+        if cx.now >= self.deadline {
+            return self.unavailable();
+        }
+        for index in 0..self.parts.len() {
+            let Some(part) = self.parts.get(index).filter(|part| part.wake <= cx.now) else { continue };
+            if let Some(id) = part.current {
+                if let Some(attempt) = cx.core.attempts.get(&id).copied()
+                    && self.route() == Route::Leader
+                {
+                    cx.core.router.not_leader(attempt.group, attempt.node, None);
+                }
+                self.give_up_attempt(index);
+            }
+            if let Next::Finish(result) = self.ask_again(index, cx) {
+                return Next::Finish(result);
+            }
+        }
+        Next::Wait
+    }
+
+    /// The newest attempt's outcome will perhaps never be known. Its id is kept: a late `Done` counts.
+    fn give_up_attempt(&mut self, index: usize) {
+        self.unresolved += 1;
+        self.parts[index].current = None;
+    }
+
+    /// The stream broke under the newest attempt of a part.
+    pub(crate) fn on_node_down(&mut self, id: u64, cx: &mut Cx<'_>) -> Next {
+        let Some(index) = self.parts.iter().position(|part| part.current == Some(id)) else { return Next::Wait };
+        self.give_up_attempt(index);
+        self.retry(index, cx)
+    }
+
+    /// Asks a part again, at once or after a pause.
+    fn retry(&mut self, index: usize, cx: &mut Cx<'_>) -> Next {
+        if cx.core.again(&mut self.parts[index], cx.now, cx.out) { self.ask_again(index, cx) } else { Next::Wait }
+    }
+
+    fn pause(&mut self, index: usize, cx: &mut Cx<'_>) -> Next {
+        cx.core.pause(&mut self.parts[index], cx.now, cx.out);
+        Next::Wait
+    }
+
+    /// Asks a part again, by a new plan if the map has changed.
+    fn ask_again(&mut self, index: usize, cx: &mut Cx<'_>) -> Next {
+        if self.map_version == cx.core.router.map_version() {
+            return self.ask(index, cx);
+        }
+        let shares = match &self.call {
+            Call::Op { op, .. } => cx.core.router.shares(op),
+            Call::Compact { .. } | Call::Map | Call::Status => None,
+        };
+        if shares.is_some_and(|shares| shares.iter().eq(self.parts.iter().map(|part| &part.share))) {
+            self.map_version = cx.core.router.map_version();
+            return self.ask(index, cx);
+        }
+        match &self.call {
+            Call::Op { .. } if self.is_write() => self.replan_write(cx),
+            Call::Op { .. } => self.restart_read(cx),
+            // A group that is gone has nothing left to compact.
+            Call::Compact { .. } if self.logged && cx.core.router.leader(self.parts[index].share.group).is_none() => {
+                self.parts[index].rest();
+                self.finish_if_complete(index, Revision(0), RangeResult::default(), cx)
+            }
+            Call::Compact { .. } | Call::Map | Call::Status => self.ask(index, cx),
+        }
+    }
+
+    /// The same command under the same tag, to whoever owns its keys now.
+    fn replan_write(&mut self, cx: &mut Cx<'_>) -> Next {
+        let Some(shares) = self.op().and_then(|op| cx.core.router.shares(op)) else { return self.unavailable() };
+        if let Some(next) = self.check_plan(&shares, cx) {
+            return next;
+        }
+        self.map_version = cx.core.router.map_version();
+        if let (Some(part), Some(share)) = (self.parts.first_mut(), shares.into_iter().next()) {
+            part.share = share;
+        }
+        self.ask(0, cx)
+    }
+
+    /// Forgets all that was read, and reads again.
+    fn restart_read(&mut self, cx: &mut Cx<'_>) -> Next {
+        self.spent = self.parts.iter().map(|part| part.attempts).max().unwrap_or(self.spent);
+        self.forget_attempts(cx.core);
+        self.parts.clear();
+        self.results.clear();
+        cx.core.bytes -= self.result_bytes;
+        self.bytes -= self.result_bytes;
+        (self.result_bytes, self.unresolved) = (0, 0);
+        // The old number's history may be collected before all is read; a fresh one costs little.
+        self.revision = None;
+        self.plan(cx)
+    }
+
+    fn op(&self) -> Option<&Op> {
+        match &self.call {
+            Call::Op { op, .. } => Some(op),
+            Call::Compact { .. } | Call::Map | Call::Status => None,
+        }
+    }
+
+    /// A reply to the attempt `id` of the part `index`.
+    pub(crate) fn on_reply(&mut self, id: u64, index: usize, from: NodeId, body: ReplyBody, cx: &mut Cx<'_>) -> Next {
+        self.attempts.retain(|attempt| *attempt != id);
+        let Some(part) = self.parts.get(index) else { return Next::Wait };
+        let (is_current, group) = (part.current == Some(id), part.share.group);
+        if is_current {
+            self.parts[index].rest();
+        }
+        match body {
+            ReplyBody::Done { revision, result } => self.on_done(index, is_current, from, revision, result, cx),
+            ReplyBody::Compacted => self.on_compacted(index, is_current, cx),
+            ReplyBody::NotLeader { hint } => {
+                cx.core.router.not_leader(group, from, hint);
+                self.refused(index, is_current, cx)
+            }
+            ReplyBody::WrongShard if is_current => {
+                cx.core.ask_map(None, cx.now, cx.out);
+                self.pause(index, cx)
+            }
+            ReplyBody::WrongShard => self.refused(index, is_current, cx),
+            ReplyBody::Failed(error) if is_current => self.on_failed(index, error, cx),
+            ReplyBody::Failed(_) => self.refused(index, is_current, cx),
+            // The last two are not answers to what was asked: what that node did is unknown.
+            ReplyBody::Lost | ReplyBody::Current { .. } | ReplyBody::Map(_) => self.lost(index, is_current, cx),
+        }
+    }
+
+    /// An attempt that certainly did nothing.
+    fn refused(&mut self, index: usize, is_current: bool, cx: &mut Cx<'_>) -> Next {
+        if is_current {
+            return self.retry(index, cx);
+        }
+        assert!(self.unresolved > 0, "a given-up attempt was refused, {} are unresolved", self.unresolved);
+        self.unresolved -= 1;
+        Next::Wait
+    }
+
+    /// An attempt whose outcome will never be known.
+    fn lost(&mut self, index: usize, is_current: bool, cx: &mut Cx<'_>) -> Next {
+        if !is_current {
+            return Next::Wait; // counted when it was given up
+        }
+        self.unresolved += 1;
+        self.retry(index, cx)
+    }
+
+    fn on_done(
+        &mut self,
+        index: usize,
+        is_current: bool,
+        from: NodeId,
+        revision: Revision,
+        result: OpResult,
+        cx: &mut Cx<'_>,
+    ) -> Next {
+        if !self.op().is_some_and(|op| fits(op, &result)) {
+            return self.lost(index, is_current, cx);
+        }
+        if is_current && self.route() == Route::Leader {
+            cx.core.router.is_leader(self.parts[index].share.group, from);
+        }
+        match result {
+            OpResult::Range(range) if self.parts.len() > 1 => self.finish_if_complete(index, revision, range, cx),
+            result => Next::Finish(Ok(Answer { revision, body: AnswerBody::Op(result) })),
+        }
+    }
+
+    fn on_compacted(&mut self, index: usize, is_current: bool, cx: &mut Cx<'_>) -> Next {
+        if !matches!(self.call, Call::Compact { .. }) {
+            return self.lost(index, is_current, cx);
+        }
+        if self.parts[index].share.group == SHARDMASTER_GROUP {
+            self.logged = true;
+            self.forget_attempts(cx.core);
+            return self.plan(cx);
+        }
+        self.parts[index].rest();
+        self.finish_if_complete(index, Revision(0), RangeResult::default(), cx)
+    }
+
+    /// Keeps a part's result; with the last one the call is done.
+    fn finish_if_complete(&mut self, index: usize, revision: Revision, result: RangeResult, cx: &mut Cx<'_>) -> Next {
+        self.parts[index].rest();
+        if self.results[index].is_none() {
+            let bytes = range_bytes(&result);
+            self.result_bytes += bytes;
+            self.bytes += bytes;
+            cx.core.bytes += bytes;
+            self.results[index] = Some((revision, result));
+        }
+        let limit_bytes = cx.core.config.answer_bytes_max;
+        if self.result_bytes > limit_bytes {
+            return Next::Finish(Err(CallError::AnswerTooLarge { limit_bytes }));
+        }
+        if cx.core.bytes > cx.core.config.bytes_max {
+            return Next::Finish(Err(CallError::Overloaded));
+        }
+        if self.results.iter().any(Option::is_none) {
+            return Next::Wait;
+        }
+        Next::Finish(Ok(self.complete(cx.core.known)))
+    }
+
+    /// The answer, from the results of all parts.
+    fn complete(&mut self, known: Revision) -> Answer {
+        let results: Vec<(Revision, RangeResult)> = self.results.drain(..).flatten().collect();
+        let Call::Op { op: Op::Range(range), .. } = &self.call else {
+            return Answer { revision: known, body: AnswerBody::Compacted };
+        };
+        // Serializable parts were read at different revisions: only up to the smallest of them
+        // does the answer miss nothing.
+        let smallest = results.iter().map(|(revision, _)| *revision).min().unwrap_or(known);
+        let revision = self.revision.unwrap_or(smallest);
+        let parts = results.into_iter().map(|(_, part)| part).collect();
+        let mut merged = merge(range.sort, range.limit, parts);
+        if range.keys_only {
+            merged.kvs.iter_mut().for_each(|pair| pair.value = Bytes::new());
+        }
+        Answer { revision, body: AnswerBody::Op(OpResult::Range(merged)) }
+    }
+
+    /// The newest attempt failed definitely.
+    fn on_failed(&mut self, index: usize, error: OpError, cx: &mut Cx<'_>) -> Next {
+        match (&self.call, &error) {
+            (Call::Compact { revision, .. }, OpError::Compacted { floor }) => {
+                // The shardmaster logged it for an earlier attempt, or the group is beyond it already.
+                let done = self.logged || (self.unresolved > 0 && floor == revision);
+                if done { self.on_compacted(index, true, cx) } else { Next::Finish(Err(error.into())) }
+            }
+            (Call::Compact { .. }, OpError::FutureRevision { .. }) if !self.logged => Next::Finish(Err(error.into())),
+            (Call::Compact { .. }, _) => self.pause(index, cx),
+            (Call::Op { .. }, _) if self.is_write() => self.on_failed_write(index, error, cx),
+            // The gateway chose the revision, and it was collected meanwhile: choose a newer one.
+            (_, OpError::Compacted { .. }) if self.parts.len() > 1 && self.explicit_revision().is_none() => {
+                self.restart_read(cx)
+            }
+            (_, OpError::SessionExpired) => self.pause(index, cx),
+            _ => Next::Finish(Err(error.into())),
+        }
+    }
+
+    fn on_failed_write(&mut self, index: usize, error: OpError, cx: &mut Cx<'_>) -> Next {
+        match error {
+            // Only this attempt was refused. Another may have been carried out: ask until we know.
+            OpError::Overloaded | OpError::NoSpace if self.unresolved > 0 => self.pause(index, cx),
+            // The shard has forgotten whether it carried out the earlier attempt.
+            _ if self.unresolved > 0 => Next::Finish(Err(CallError::MAYBE_DONE)),
+            OpError::SessionExpired if self.renewals < RENEWALS_MAX => {
+                // No attempt can have been carried out: a fresh tag is safe.
+                if let Some(tag) = self.tag.take() {
+                    cx.core.sessions.expire(tag);
+                    cx.core.sessions.close(tag);
+                }
+                self.renewals += 1;
+                self.revision = None;
+                self.plan(cx)
+            }
+            OpError::SessionExpired => Next::Finish(Err(CallError::NOTHING_DONE)),
+            error => Next::Finish(Err(error.into())),
+        }
+    }
+
+    fn forget_attempts(&mut self, core: &mut Core) {
+        for id in self.attempts.drain(..) {
+            core.attempts.remove(&id);
+        }
+    }
+
+    /// Sets the call's timer to whatever comes first.
+    pub(crate) fn rearm(&mut self, token: u64, core: &mut Core) {
+        let first = self.parts.iter().map(|part| part.wake).min().unwrap_or(NEVER).min(self.deadline);
+        core.rearm(Owner::Call(token), self.timer, first);
+        self.timer = first;
+    }
+
+    /// Releases all that the call holds.
+    pub(crate) fn release(mut self, token: u64, core: &mut Core) {
+        self.forget_attempts(core);
+        core.rearm(Owner::Call(token), self.timer, NEVER);
+        if let Some(tag) = self.tag {
+            core.sessions.close(tag);
+        }
+        match self.stage {
+            Stage::NeedMap => core.maps.forget(token),
+            Stage::NeedRevision => core.sequencer.forget(token),
+            Stage::Asking => {}
+        }
+        core.bytes -= self.bytes;
+    }
+}
+
+/// Builds the request of one part.
+struct Question<'a> {
+    call: &'a Call,
+    tag: Option<Tag>,
+    /// The revision of a read over several groups.
+    revision: Option<Revision>,
+    /// Several groups answer, and the answers are merged here.
+    is_merged: bool,
+    logged: bool,
+}
+
+impl Question<'_> {
+    fn body(self, core: &mut Core, share: &GroupShare) -> RequestBody {
+        match self.call {
+            Call::Op { op, serializable } => match (self.tag, share.shards.split_first()) {
+                (Some(tag), Some(((shard, epoch), also))) => RequestBody::Write {
+                    shard: *shard,
+                    epoch: *epoch,
+                    also: also.to_vec(),
+                    session: core.sessions.stamp(tag),
+                    op: op.clone(),
+                },
+                _ => {
+                    let mode = self.mode(op, *serializable);
+                    let mut op = op.clone();
+                    if let Op::Range(range) = &mut op
+                        && self.is_merged
+                        && range.sort.target == SortTarget::Value
+                    {
+                        // Merging by value needs the values.
+                        range.keys_only = false;
+                    }
+                    RequestBody::Read { shards: share.shards.clone(), op, mode }
+                }
+            },
+            Call::Compact { revision, .. } if self.logged => RequestBody::Compact { revision: *revision },
+            Call::Compact { revision, .. } => RequestBody::LogCompaction { revision: *revision },
+            Call::Map | Call::Status => RequestBody::CurrentRevision,
+        }
+    }
+
+    fn mode(&self, op: &Op, serializable: bool) -> ReadMode {
+        match (self.revision, op) {
+            _ if serializable => ReadMode::Serializable,
+            // The header takes the sequencer's number, the pairs are read where the client said.
+            (Some(_), Op::Range(range)) if range.revision > Revision(0) => ReadMode::At(range.revision),
+            (Some(revision), _) => ReadMode::At(revision),
+            (None, _) => ReadMode::Linearizable,
+        }
+    }
+}
+
+/// A compaction is first logged by the shardmaster, then carried out by every group.
+fn compaction_shares(logged: bool, core: &Core) -> Vec<GroupShare> {
+    let share = |group: GroupId| GroupShare { group, shards: Vec::new() };
+    match core.router.map() {
+        Some(map) if logged => map.groups.iter().map(|group| share(group.id)).collect(),
+        _ => vec![share(SHARDMASTER_GROUP)],
+    }
+}
+
+/// The newest revision that any range in an operation asks for; 0 where none does.
+fn newest_named(op: &Op) -> Revision {
+    match op {
+        Op::Range(range) => range.revision,
+        Op::Put(_) | Op::Delete(_) => Revision(0),
+        Op::Txn(txn) => txn.success.iter().chain(&txn.failure).map(newest_named).max().unwrap_or(Revision(0)),
+    }
+}
+
+fn over_groups(shares: &[GroupShare]) -> String {
+    let groups: Vec<String> = shares.iter().map(|share| share.group.to_string()).collect();
+    let groups = groups.join(", ");
+    format!(
+        "cloudpaxos: the keys of this transaction or deletion lie in several replica groups ({groups}); \
+         only reads of one range may span groups, keep the keys in one shard or split the request"
+    )
+}

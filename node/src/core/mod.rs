@@ -1,0 +1,506 @@
+//! The node as one synchronous machine: all replicas, their leaders' queues, the sequencer, routing
+//! of answers. It reads no clock and does no I/O; the runtime and the simulator drive the same code.
+//!
+//! Inputs go in with [`Core::input`], as many as are there; [`Core::turn`] then lets leaders stamp
+//! and propose what has gathered and hands out everything to be done. So a turn is the unit of
+//! batching: what arrives while the last turn's work is being done becomes the next batch.
+//!
+//! The host appends [`Outputs::log`] under [`Outputs::ticket`] and reports [`Input::Durable`]; the
+//! core holds back whatever must not leave before.
+
+mod lead;
+mod reads;
+mod reclaim;
+mod sequencing;
+mod status;
+mod transfer;
+mod upkeep;
+
+pub use status::{CoreStatus, GroupStatus};
+pub use transfer::{PIECE_BYTES as TRANSFER_PIECE_BYTES, SnapshotEvent, SnapshotJob};
+
+use crate::wire::NodeMessage;
+use bytes::Bytes;
+use lead::Lead;
+use paxos::heartbeat::{Heartbeats, Timing};
+use paxos::{Envelope, GroupId, NodeId, Record, Recovered, Replica, ReplicaConfig, Slot, Time, Wire};
+use sequencing::SequencerTerm;
+use shardkv::command::Outcome;
+use shardkv::map::{NodeInfo, SHARDMASTER_GROUP, ShardMap};
+use shardkv::request::{Reply, Request};
+use shardkv::store::Store;
+use shardkv::types::Revision;
+use shardkv::Reader;
+use shardmaster::{MasterOutcome, MasterState};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use transfer::Transfers;
+
+/// How a leader makes sure that it still leads before it answers a read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReadMode {
+    /// By the lease that a quorum granted it.
+    #[default]
+    Lease,
+    /// By asking a quorum, one batched round for all that waits.
+    Quorum,
+}
+
+/// What a node's core needs to know.
+#[derive(Clone, Debug)]
+pub struct CoreConfig {
+    /// This node.
+    pub me: NodeId,
+    /// The durable boot counter.
+    pub boot: u64,
+    /// How this node is reached; the shardmaster keeps it in the map.
+    pub info: NodeInfo,
+    /// All nodes that host replicas, this one included or not.
+    pub nodes: Vec<NodeId>,
+    /// Durations.
+    pub timing: Timing,
+    /// How reads are checked.
+    pub read_mode: ReadMode,
+    /// The map that the shardmaster's first leader proposes.
+    pub genesis: ShardMap,
+    /// Bounds.
+    pub limits: Limits,
+}
+
+/// Bounds of a node's queues.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes of write requests waiting in one group's leader.
+    pub inbox_bytes_max: usize,
+    /// Reads waiting in one group's leader.
+    pub reads_max: usize,
+    /// Bytes decided but not yet applied, per group; beyond, the leader refuses writes.
+    pub apply_lag_bytes_max: usize,
+    /// Proposals in flight per group.
+    pub proposals_max: usize,
+    /// Bytes of entries kept in memory for peers that lag, per group.
+    pub kept_bytes_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            inbox_bytes_max: 64 << 20,
+            reads_max: 65_536,
+            apply_lag_bytes_max: 64 << 20,
+            proposals_max: 8,
+            kept_bytes_max: 16 << 20,
+        }
+    }
+}
+
+/// What an applied entry answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EntryOutcome {
+    /// Of a data group, one per command.
+    Data(Vec<Outcome>),
+    /// Of the shardmaster group.
+    Master(MasterOutcome),
+}
+
+/// What the state machine of a group is, as far as the core reads it.
+pub enum Machine<S: Store> {
+    /// A data group's readable state.
+    Data(Reader<S>),
+    /// The shardmaster's state as of the last report.
+    Master(Arc<MasterState>),
+}
+
+/// What can happen to a node.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// A message from another node.
+    Message {
+        /// The sender.
+        from: NodeId,
+        /// What it says.
+        message: NodeMessage,
+    },
+    /// A request from a gateway; the reply goes out under the same token.
+    Request {
+        /// Chosen by the host.
+        token: u64,
+        /// The request.
+        request: Request,
+    },
+    /// Everything logged up to this ticket is durable; the newest lies in this log segment.
+    Durable {
+        /// The last durable ticket.
+        ticket: u64,
+        /// The sequence number of the segment that is being written.
+        segment: u64,
+    },
+    /// Entries were applied.
+    Applied(Applied),
+    /// Time has passed.
+    Tick,
+    /// The store made durable what [`Outputs::flush`] asked for.
+    Flushed(u64),
+    /// What a [`SnapshotJob`] led to.
+    Snapshot(transfer::SnapshotEvent),
+    /// The log has no room (or has again).
+    NoSpace(bool),
+}
+
+/// A report of the state machines' host.
+#[derive(Clone, Debug)]
+pub struct Applied {
+    /// The group.
+    pub group: GroupId,
+    /// The last slot applied.
+    pub slot: Slot,
+    /// What the entries up to `slot` answered, the first being of this slot.
+    pub first: Slot,
+    /// One per entry.
+    pub outcomes: Vec<EntryOutcome>,
+    /// Payload bytes of the entries.
+    pub bytes: usize,
+    /// The shardmaster's state behind them, if it is that group.
+    pub master: Option<Arc<MasterState>>,
+}
+
+/// Entries to apply.
+#[derive(Clone, Debug)]
+pub struct ApplyJob {
+    /// The group.
+    pub group: GroupId,
+    /// Consecutive entries.
+    pub entries: Vec<(Slot, Bytes)>,
+}
+
+/// What a turn wants done.
+#[derive(Debug, Default)]
+pub struct Outputs {
+    /// For the log, in order.
+    pub log: Vec<(GroupId, Record)>,
+    /// The number under which to append them; reported back by [`Input::Durable`].
+    pub ticket: u64,
+    /// To other nodes, in order.
+    pub send: Vec<(NodeId, NodeMessage)>,
+    /// For the state machines, in order.
+    pub apply: Vec<ApplyJob>,
+    /// Answers.
+    pub replies: Vec<(u64, Reply)>,
+    /// Images to read or to install.
+    pub snapshots: Vec<SnapshotJob>,
+    /// Flush the store, then report [`Input::Flushed`] with this number.
+    pub flush: Option<u64>,
+    /// Log segments up to this one are no longer needed.
+    pub release: Option<u64>,
+}
+
+impl Outputs {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.log.is_empty()
+            && self.send.is_empty()
+            && self.apply.is_empty()
+            && self.replies.is_empty()
+            && self.snapshots.is_empty()
+            && self.flush.is_none()
+            && self.release.is_none()
+    }
+}
+
+/// One replica and what hangs on it.
+struct Group<S: Store> {
+    replica: Replica,
+    machine: Machine<S>,
+    applied: Slot,
+    applying_bytes: usize,
+    /// The ticket of the newest record of this group.
+    last_ticket: u64,
+    /// (ticket, record number of the replica), oldest first.
+    tails: VecDeque<(u64, u64)>,
+    /// Messages that wait for a ticket.
+    gated: VecDeque<(u64, Envelope)>,
+    lead: Option<Lead>,
+}
+
+/// A node.
+pub struct Core<S: Store> {
+    config: CoreConfig,
+    beats: Heartbeats,
+    groups: BTreeMap<GroupId, Group<S>>,
+    /// Groups whose leader has something to stamp or to release.
+    busy: BTreeSet<GroupId>,
+    sequencer: Option<SequencerTerm>,
+    known: Revision,
+    map: Arc<ShardMap>,
+    terms: u64,
+    next_ticket: u64,
+    durable_ticket: u64,
+    /// (ticket, group) of records that are not durable yet, oldest first.
+    dirty: VecDeque<(u64, GroupId)>,
+    /// When the oldest of them was emitted; a disk that stalls gives up leadership.
+    dirty_since: VecDeque<(u64, Time)>,
+    no_space: bool,
+    transfers: Transfers,
+    reclaim: reclaim::Reclaim,
+    out: Outputs,
+}
+
+/// A replica to host, as recovered.
+pub struct Hosted<S: Store> {
+    /// The group.
+    pub group: GroupId,
+    /// Its replicas.
+    pub replicas: Vec<NodeId>,
+    /// Its acceptor's state.
+    pub recovered: Recovered,
+    /// Its state machine's slot.
+    pub applied: Slot,
+    /// Its readable state.
+    pub machine: Machine<S>,
+}
+
+impl<S: Store> Core<S> {
+    /// A node that starts now.
+    pub fn new(config: CoreConfig, hosted: Vec<Hosted<S>>, now: Time) -> Core<S> {
+        let beats = Heartbeats::new(config.me, config.boot, config.timing, &config.nodes, now);
+        let mut core = Core {
+            beats,
+            groups: BTreeMap::new(),
+            busy: BTreeSet::new(),
+            sequencer: None,
+            known: Revision::EMPTY_STORE,
+            map: Arc::new(ShardMap::default()),
+            terms: 0,
+            next_ticket: 1,
+            durable_ticket: 0,
+            dirty: VecDeque::new(),
+            dirty_since: VecDeque::new(),
+            no_space: false,
+            transfers: Transfers::default(),
+            reclaim: reclaim::Reclaim::default(),
+            out: Outputs::default(),
+            config,
+        };
+        for hosted in hosted {
+            core.host(hosted);
+        }
+        core
+    }
+
+    fn host(&mut self, hosted: Hosted<S>) {
+        let Hosted { group, replicas, recovered, applied, machine } = hosted;
+        let config = ReplicaConfig { me: self.config.me, group, replicas, boot: self.config.boot };
+        let replica = Replica::new(config, recovered, applied);
+        self.beats.publish(group, replica.status());
+        if let Machine::Master(state) = &machine {
+            self.map = Arc::new(state.map.clone());
+        }
+        let state = Group {
+            replica,
+            machine,
+            applied,
+            applying_bytes: 0,
+            last_ticket: 0,
+            tails: VecDeque::new(),
+            gated: VecDeque::new(),
+            lead: None,
+        };
+        self.groups.insert(group, state);
+    }
+
+    /// Takes one input in. What it leads to comes out of the next [`Core::turn`].
+    pub fn input(&mut self, now: Time, input: Input) {
+        match input {
+            Input::Message { from, message } => self.message(now, from, message),
+            Input::Request { token, request } => self.request(now, token, request),
+            Input::Durable { ticket, segment } => {
+                self.durable(now, ticket);
+                self.segment_reached(segment);
+            }
+            Input::Applied(applied) => self.applied(now, applied),
+            Input::Tick => self.tick(now),
+            Input::Flushed(number) => self.flushed(now, number),
+            Input::Snapshot(event) => self.snapshot_event(now, event),
+            Input::NoSpace(full) => self.no_space = full,
+        }
+    }
+
+    /// Lets leaders stamp and propose what has gathered, and hands out what is to be done.
+    pub fn turn(&mut self, now: Time) -> Outputs {
+        while let Some(group) = self.busy.pop_first() {
+            self.stamp(now, group);
+        }
+        let mut out = std::mem::take(&mut self.out);
+        if !out.log.is_empty() {
+            out.ticket = self.next_ticket;
+            self.dirty_since.push_back((self.next_ticket, now));
+            self.next_ticket += 1;
+        }
+        out
+    }
+
+    fn message(&mut self, now: Time, from: NodeId, message: NodeMessage) {
+        match message {
+            NodeMessage::Paxos(Wire::Group(group, message)) => {
+                if matches!(message, paxos::Message::Accept { .. }) && self.lags(group) {
+                    // The leader sends it again; until then its window is full and it slows down.
+                    return;
+                }
+                self.step(now, group, paxos::Input::Message { from, message });
+                if self.config.read_mode == ReadMode::Quorum {
+                    self.busy.insert(group);
+                }
+            }
+            NodeMessage::Paxos(Wire::Heartbeat(heartbeat)) => {
+                if self.stalled(now) {
+                    // Whoever cannot log must neither lead nor lend its voice to a leader.
+                    return;
+                }
+                let is_pong = matches!(heartbeat, paxos::heartbeat::Heartbeat::Pong { .. });
+                if let Some(pong) = self.beats.receive(now, from, heartbeat) {
+                    self.out.send.push((from, NodeMessage::Paxos(Wire::Heartbeat(pong))));
+                }
+                if is_pong {
+                    self.lease_may_be_back(now);
+                }
+            }
+            NodeMessage::Take { ask, count } => self.take_asked(now, from, ask, count),
+            NodeMessage::Taken { ask, first } => self.taken(now, ask, first),
+            NodeMessage::MapRequest { have_version } => {
+                if self.map.version > have_version {
+                    let map = Box::new(ShardMap::clone(&self.map));
+                    self.out.send.push((from, NodeMessage::MapReply(map)));
+                }
+            }
+            NodeMessage::Register(info) => self.register(now, *info),
+            NodeMessage::MapReply(map) => self.learn_map(Arc::new(*map)),
+            NodeMessage::SnapshotPiece { .. } | NodeMessage::SnapshotAck { .. } => {
+                self.snapshot_message(now, from, message);
+            }
+        }
+    }
+
+    /// Steps a replica and takes its outputs in.
+    fn step(&mut self, now: Time, id: GroupId, input: paxos::Input) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let out = group.replica.step(now, &self.beats, input);
+        self.absorb(now, id, out);
+    }
+
+    fn absorb(&mut self, now: Time, id: GroupId, out: paxos::Outputs) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        self.beats.publish(id, group.replica.status());
+        if !out.records.is_empty() {
+            let ticket = self.next_ticket;
+            if group.last_ticket != ticket {
+                self.dirty.push_back((ticket, id));
+                group.tails.push_back((ticket, out.tail));
+            } else if let Some(last) = group.tails.back_mut() {
+                last.1 = out.tail;
+            }
+            group.last_ticket = ticket;
+            self.out.log.extend(out.records.into_iter().map(|record| (id, record)));
+        }
+        self.out.send.extend(out.send_now.into_iter().map(to_wire));
+        let durable = group.last_ticket <= self.durable_ticket;
+        for envelope in out.send_durable {
+            if durable && group.gated.is_empty() {
+                self.out.send.push(to_wire(envelope));
+            } else {
+                group.gated.push_back((group.last_ticket, envelope));
+            }
+        }
+        if !out.decided.is_empty() {
+            group.applying_bytes += out.decided.iter().map(|(_, entry)| entry.len()).sum::<usize>();
+            self.out.apply.push(ApplyJob { group: id, entries: out.decided });
+        }
+        for peer in out.snapshot_wanted {
+            self.start_transfer(now, id, peer);
+        }
+        if out.ping {
+            self.ping(now);
+        }
+        self.follow_leadership(now, id);
+    }
+
+    fn durable(&mut self, now: Time, ticket: u64) {
+        self.durable_ticket = self.durable_ticket.max(ticket);
+        while self.dirty_since.front().is_some_and(|(first, _)| *first <= ticket) {
+            self.dirty_since.pop_front();
+        }
+        while let Some((_, id)) = self.dirty.front().copied().filter(|(first, _)| *first <= ticket) {
+            self.dirty.pop_front();
+            let Some(group) = self.groups.get_mut(&id) else { continue };
+            let mut record = None;
+            while let Some((_, tail)) = group.tails.front().copied().filter(|(first, _)| *first <= ticket) {
+                group.tails.pop_front();
+                record = Some(tail);
+            }
+            while let Some((waits, _)) = group.gated.front() {
+                if *waits > ticket {
+                    break;
+                }
+                self.out.send.extend(group.gated.pop_front().map(|(_, envelope)| to_wire(envelope)));
+            }
+            if let Some(record) = record {
+                self.step(now, id, paxos::Input::Durable(record));
+            }
+        }
+        self.release_segments(ticket);
+    }
+
+    fn applied(&mut self, now: Time, applied: Applied) {
+        let Applied { group: id, slot, first, outcomes, bytes, master } = applied;
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        group.applied = group.applied.max(slot);
+        group.applying_bytes = group.applying_bytes.saturating_sub(bytes);
+        if let Some(state) = master {
+            self.learn_map(Arc::new(state.map.clone()));
+            if let Some(group) = self.groups.get_mut(&id) {
+                group.machine = Machine::Master(state);
+            }
+            self.reservation_applied(now);
+        }
+        self.settle(id, first, outcomes);
+    }
+
+    fn learn_map(&mut self, map: Arc<ShardMap>) {
+        if map.version > self.map.version {
+            self.map = map;
+            self.busy.extend(self.groups.keys().copied());
+        }
+    }
+
+    /// The node that leads a group, as far as this node knows.
+    fn leader_of(&self, id: GroupId) -> Option<NodeId> {
+        let group = self.groups.get(&id)?;
+        let leader = group.replica.leader();
+        (leader.node.0 != 0).then_some(leader.node)
+    }
+
+    /// Whether a group has decided more than its state machine should have to catch up with.
+    fn lags(&self, id: GroupId) -> bool {
+        self.groups.get(&id).is_some_and(|group| group.applying_bytes > self.config.limits.apply_lag_bytes_max)
+    }
+
+    /// Whether the log has not become durable for so long that the node must not lead.
+    fn stalled(&self, now: Time) -> bool {
+        let oldest = self.dirty_since.front();
+        oldest.is_some_and(|(_, since)| now.since(*since) > self.config.timing.peer_timeout_micros)
+    }
+
+    /// Whether this node holds the lease of a group that it leads, now.
+    fn has_lease(&self, now: Time, id: GroupId) -> bool {
+        let Some(group) = self.groups.get(&id) else { return false };
+        let Some(ballot) = group.replica.leading() else { return false };
+        self.beats.lease_until(now, id, ballot, group.replica.replicas()).is_some_and(|until| now < until)
+    }
+
+    fn is_master(&self, id: GroupId) -> bool {
+        id == SHARDMASTER_GROUP
+    }
+}
+
+fn to_wire(envelope: Envelope) -> (NodeId, NodeMessage) {
+    (envelope.to, NodeMessage::Paxos(Wire::Group(envelope.group, envelope.message)))
+}

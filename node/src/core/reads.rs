@@ -1,0 +1,278 @@
+//! Reads at a leader (design §1, "Reads and headers") and at any replica.
+//!
+//! A linearizable read waits for every write on its range that arrived before it, then reads at
+//! exactly h = max(last applied, C), where C is the largest sequencer number known here or carried
+//! by the request; then the leader's right to answer is checked. A read that did not wait could see
+//! x=new, y=old while a snapshot over both sees x=old, y=new.
+
+use super::lead::Waiter;
+use super::{Core, Machine, ReadMode};
+use paxos::{GroupId, NodeId, Time};
+use shardkv::ReadError;
+use shardkv::command::Command;
+use shardkv::map::SHARDMASTER_GROUP;
+use shardkv::ops::Op;
+use shardkv::request::{OpError, ReadMode as Freshness, Reply, ReplyBody, Request, RequestBody};
+use shardkv::store::Store;
+use shardkv::types::Revision;
+
+/// A read (or a compaction) in line at the leader.
+#[derive(Clone, Debug)]
+pub(super) struct WaitingRead {
+    pub(super) token: u64,
+    pub(super) request: Request,
+    pub(super) expires: Time,
+    /// C, fixed on arrival.
+    known: Revision,
+}
+
+/// The largest revision that a range in `op` asks for by itself; 0 if none does.
+fn explicit_revision(op: &Op) -> Revision {
+    match op {
+        Op::Range(range) => range.revision,
+        Op::Put(_) | Op::Delete(_) => Revision(0),
+        Op::Txn(txn) => txn.success.iter().chain(&txn.failure).map(explicit_revision).max().unwrap_or_default(),
+    }
+}
+
+impl<S: Store> Core<S> {
+    /// A request from a gateway.
+    pub(super) fn request(&mut self, now: Time, token: u64, request: Request) {
+        self.known = self.known.max(request.known);
+        let waiter = Waiter::Gateway(token, request.id);
+        match &request.body {
+            RequestBody::Write { .. } => self.write(token, request),
+            RequestBody::Read { mode: Freshness::Serializable, .. } => self.serializable(token, &request),
+            RequestBody::Read { .. } | RequestBody::Compact { .. } => self.wait_for_writes(now, token, request),
+            RequestBody::CurrentRevision => self.current_asked(now, token, request.id),
+            RequestBody::Map { have_version } => {
+                let have_version = *have_version;
+                self.map_asked(now, waiter, have_version);
+            }
+            RequestBody::LogCompaction { revision } => {
+                let revision = *revision;
+                self.log_compaction(now, waiter, revision);
+            }
+        }
+    }
+
+    /// Puts a read behind the writes that it must see.
+    fn wait_for_writes(&mut self, now: Time, token: u64, request: Request) {
+        let id = request.group;
+        let (known, reads_max) = (self.known, self.config.limits.reads_max);
+        let lead = match self.ready_lead(id) {
+            Ok(lead) => lead,
+            Err(refusal) => return self.answer(Waiter::Gateway(token, request.id), refusal),
+        };
+        if lead.reads_waiting + lead.unleased.len() + lead.confirming.len() >= reads_max {
+            return self.answer(Waiter::Gateway(token, request.id), ReplyBody::Failed(OpError::Overloaded));
+        }
+        let behind = match &request.body {
+            RequestBody::Read { op, mode: Freshness::Linearizable, .. } if explicit_revision(op).0 == 0 => {
+                lead.last_write_on(op)
+            }
+            _ => lead.last_write(),
+        };
+        let expires = now.plus(request.patience_micros);
+        let read = WaitingRead { token, request, expires, known };
+        if behind <= lead.done {
+            self.execute(now, id, read);
+        } else {
+            lead.reads_waiting += 1;
+            lead.reads.entry(behind).or_default().push(read);
+        }
+    }
+
+    /// Executes what no longer waits for writes.
+    pub(super) fn release_reads(&mut self, now: Time, id: GroupId) {
+        while let Some(lead) = self.groups.get_mut(&id).and_then(|group| group.lead.as_mut()) {
+            let done = lead.done;
+            let Some(entry) = lead.reads.first_entry().filter(|entry| *entry.key() <= done) else { break };
+            let reads = entry.remove();
+            lead.reads_waiting -= reads.len();
+            for read in reads {
+                self.execute(now, id, read);
+            }
+        }
+    }
+
+    fn execute(&mut self, now: Time, id: GroupId, read: WaitingRead) {
+        let waiter = Waiter::Gateway(read.token, read.request.id);
+        match &read.request.body {
+            RequestBody::Compact { revision } => {
+                let revision = *revision;
+                self.compact(id, waiter, revision);
+            }
+            RequestBody::Read { .. } => {
+                let body = self.read_now(id, &read);
+                self.release(now, id, read, body);
+            }
+            _ => {}
+        }
+    }
+
+    fn read_now(&mut self, id: GroupId, read: &WaitingRead) -> ReplyBody {
+        let RequestBody::Read { shards, op, mode } = &read.request.body else {
+            return ReplyBody::Failed(OpError::Malformed("not a read".into()));
+        };
+        let Some(group) = self.groups.get_mut(&id) else { return ReplyBody::NotLeader { hint: None } };
+        let Machine::Data(reader) = &group.machine else {
+            return ReplyBody::Failed(OpError::Malformed(format!("{id} holds no keys")));
+        };
+        let newest = reader.applied().1.max(read.known);
+        let (at, header) = match mode {
+            Freshness::At(revision) => (*revision, newest.max(*revision)),
+            Freshness::Linearizable | Freshness::Serializable => (newest, newest),
+        };
+        let explicit = explicit_revision(op);
+        if explicit > header {
+            return ReplyBody::Failed(OpError::FutureRevision { current: header });
+        }
+        // Everything that arrived before is applied, and what comes later is stamped above a number
+        // that the sequencer has handed out: this range of history is complete.
+        if let Some(lead) = group.lead.as_mut().filter(|lead| lead.in_flight() == 0) {
+            lead.closed = lead.closed.max(at);
+        }
+        let header = if matches!(mode, Freshness::At(_)) { at } else { header };
+        match reader.read(shards, op, at) {
+            Ok(result) => ReplyBody::Done { revision: header, result },
+            Err(error) => read_failure(error),
+        }
+    }
+
+    /// Answers a read, if this node still leads.
+    fn release(&mut self, now: Time, id: GroupId, read: WaitingRead, body: ReplyBody) {
+        match self.config.read_mode {
+            ReadMode::Lease if self.has_lease(now, id) => self.answer(Waiter::Gateway(read.token, read.request.id), body),
+            ReadMode::Lease => {
+                if let Some(lead) = self.groups.get_mut(&id).and_then(|group| group.lead.as_mut()) {
+                    lead.unleased.push(read);
+                }
+            }
+            ReadMode::Quorum => {
+                let reply = Reply { id: read.request.id, known: self.known, body };
+                self.confirm_then(now, id, read.token, reply);
+            }
+        }
+    }
+
+    /// Sends a reply once a quorum has confirmed, in a round begun from now on, that this node leads.
+    pub(super) fn confirm_then(&mut self, now: Time, id: GroupId, token: u64, reply: Reply) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let round = group.replica.confirm_round();
+        let Some(lead) = group.lead.as_mut() else {
+            return self.answer(Waiter::Gateway(token, reply.id), ReplyBody::NotLeader { hint: None });
+        };
+        lead.confirming.push_back((round, token, reply));
+        self.step(now, id, paxos::Input::Confirm);
+        self.confirmed(id);
+    }
+
+    /// Lets go what a confirmation round has covered.
+    pub(super) fn confirmed(&mut self, id: GroupId) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let confirmed = group.replica.confirmed();
+        let Some(lead) = group.lead.as_mut() else { return };
+        while let Some((_, token, reply)) = lead.confirming.pop_front_if(|(round, ..)| *round <= confirmed) {
+            self.out.replies.push((token, reply));
+        }
+    }
+
+    /// A pong came: whatever waits for a lease tries again.
+    pub(super) fn lease_may_be_back(&mut self, now: Time) {
+        let waiting: Vec<GroupId> = self
+            .groups
+            .iter()
+            .filter(|(_, group)| group.lead.as_ref().is_some_and(|lead| !lead.unleased.is_empty()))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in waiting {
+            if !self.has_lease(now, id) {
+                continue;
+            }
+            let Some(lead) = self.groups.get_mut(&id).and_then(|group| group.lead.as_mut()) else { continue };
+            for read in std::mem::take(&mut lead.unleased) {
+                self.execute(now, id, read);
+            }
+        }
+        self.sequence(now);
+    }
+
+    /// Reads that nobody waits for any more.
+    pub(super) fn drop_expired(&mut self, now: Time, id: GroupId) {
+        let Some(lead) = self.groups.get_mut(&id).and_then(|group| group.lead.as_mut()) else { return };
+        lead.unleased.retain(|read| read.expires > now);
+        for reads in lead.reads.values_mut() {
+            let before = reads.len();
+            reads.retain(|read| read.expires > now);
+            lead.reads_waiting -= before - reads.len();
+        }
+        lead.reads.retain(|_, reads| !reads.is_empty());
+    }
+
+    fn serializable(&mut self, token: u64, request: &Request) {
+        let waiter = Waiter::Gateway(token, request.id);
+        let RequestBody::Read { shards, op, .. } = &request.body else { return };
+        let hint: Option<NodeId> = self.leader_of(request.group);
+        let body = match self.groups.get(&request.group).map(|group| &group.machine) {
+            Some(Machine::Data(reader)) => {
+                let (current, wanted) = (reader.applied().1, explicit_revision(op));
+                match reader.serializable(shards, op) {
+                    _ if wanted > current => ReplyBody::NotLeader { hint },
+                    Ok((revision, result)) => ReplyBody::Done { revision, result },
+                    Err(error) => read_failure(error),
+                }
+            }
+            Some(Machine::Master(_)) | None => ReplyBody::NotLeader { hint },
+        };
+        self.answer(waiter, body);
+    }
+
+    /// Logs a compaction in a data group, behind everything that arrived before.
+    fn compact(&mut self, id: GroupId, waiter: Waiter, revision: Revision) {
+        match self.ready_lead(id) {
+            Ok(lead) => {
+                lead.compacting = lead.compacting.max(revision);
+                lead.closed = lead.closed.max(revision);
+                lead.enqueue(waiter, Command::Compact { revision }, 64);
+                self.busy.insert(id);
+            }
+            Err(refusal) => self.answer(waiter, refusal),
+        }
+    }
+
+    fn map_asked(&mut self, now: Time, waiter: Waiter, have_version: u64) {
+        // Only the leader knows the newest map; it answers under its lease like a read.
+        if let Err(refusal) = self.ready_lead(SHARDMASTER_GROUP) {
+            return self.answer(waiter, refusal);
+        }
+        if self.config.read_mode == ReadMode::Lease && !self.has_lease(now, SHARDMASTER_GROUP) {
+            return self.answer(waiter, ReplyBody::NotLeader { hint: None });
+        }
+        let body = match self.map.version {
+            0 => ReplyBody::NotLeader { hint: None },
+            version if version > have_version => ReplyBody::Map(Some(Box::new((*self.map).clone()))),
+            _ => ReplyBody::Map(None),
+        };
+        match (self.config.read_mode, waiter) {
+            (ReadMode::Quorum, Waiter::Gateway(token, id)) => {
+                let reply = Reply { id, known: self.known, body };
+                self.confirm_then(now, SHARDMASTER_GROUP, token, reply);
+            }
+            _ => self.answer(waiter, body),
+        }
+    }
+}
+
+fn read_failure(error: ReadError) -> ReplyBody {
+    match error {
+        ReadError::WrongShard => ReplyBody::WrongShard,
+        ReadError::Compacted { floor } => ReplyBody::Failed(OpError::Compacted { floor }),
+        ReadError::Malformed(what) => ReplyBody::Failed(OpError::Malformed(what)),
+        // The host learns of a broken store from its own next write; the reader only refuses.
+        ReadError::Store(error) => {
+            tracing::error!(%error, "a read failed");
+            ReplyBody::NotLeader { hint: None }
+        }
+    }
+}

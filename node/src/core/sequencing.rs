@@ -1,0 +1,224 @@
+//! The sequencer on the shardmaster's leader, and the shardmaster's other duties there: the first
+//! map, reservations, compactions.
+
+use super::lead::Waiter;
+use super::{Core, Machine, ReadMode};
+use crate::wire::{AskId, NodeMessage};
+use paxos::{NodeId, Time};
+use shardkv::map::{NodeInfo, SHARDMASTER_GROUP};
+use shardkv::request::{OpError, Reply, ReplyBody};
+use shardkv::store::Store;
+use shardkv::types::Revision;
+use shardmaster::{MasterCommand, Sequencer};
+use std::collections::VecDeque;
+
+/// Calls waiting for a reservation or the lease.
+const WAITING_MAX: usize = 4096;
+/// Calls that waited longer are dropped; the asker asks anew.
+const PATIENCE_MICROS: u64 = 1_000_000;
+
+#[derive(Debug)]
+enum Call {
+    Take { from: NodeId, ask: AskId, count: u64 },
+    Current { token: u64, id: u64 },
+}
+
+/// One leader's term as sequencer.
+pub(super) struct SequencerTerm {
+    sequencer: Sequencer,
+    waiting: VecDeque<(Time, Call)>,
+    /// Numbers taken, to be told once a quorum has confirmed the round (read mode "quorum").
+    confirming: VecDeque<(u64, NodeId, AskId, Revision)>,
+    genesis_proposed: bool,
+}
+
+impl<S: Store> Core<S> {
+    /// The newest number handed out, on the sequencer's node.
+    pub(super) fn sequencer_position(&self) -> Option<Revision> {
+        self.sequencer.as_ref().map(|term| term.sequencer.current())
+    }
+
+    /// Where the sequencer may be, for a node that hosts no replica of the shardmaster.
+    pub(super) fn guess_sequencer(&self) -> Option<NodeId> {
+        let nodes = &self.config.nodes;
+        let turn = (self.terms as usize).checked_rem(nodes.len())?;
+        nodes.get(turn).copied()
+    }
+
+    /// Begins the term, reserves ahead, serves what waits.
+    pub(super) fn sequence(&mut self, now: Time) {
+        self.begin_sequencing();
+        self.upkeep_master(now);
+        let mut waiting = match &mut self.sequencer {
+            Some(term) => std::mem::take(&mut term.waiting),
+            None => return,
+        };
+        while let Some((since, call)) = waiting.pop_front() {
+            if now.since(since) < PATIENCE_MICROS {
+                self.serve(now, since, call);
+            }
+        }
+        self.confirmed_numbers(now);
+    }
+
+    fn begin_sequencing(&mut self) {
+        let Some(group) = self.groups.get(&SHARDMASTER_GROUP) else { return };
+        let ready = group.lead.as_ref().is_some_and(|lead| lead.ready && !lead.draining);
+        if !ready {
+            self.sequencer = None;
+            return;
+        }
+        if let (None, Machine::Master(state)) = (&self.sequencer, &group.machine) {
+            let sequencer = Sequencer::new(state.reserved_up_to);
+            self.known = self.known.max(sequencer.current());
+            let (waiting, confirming) = (VecDeque::new(), VecDeque::new());
+            self.sequencer = Some(SequencerTerm { sequencer, waiting, confirming, genesis_proposed: false });
+        }
+    }
+
+    fn upkeep_master(&mut self, now: Time) {
+        let Some(term) = &mut self.sequencer else { return };
+        let wanted = term.waiting.iter().map(|(_, call)| if let Call::Take { count, .. } = call { *count } else { 0 }).sum();
+        let reservation = term.sequencer.reservation(wanted);
+        let Some(group) = self.groups.get(&SHARDMASTER_GROUP) else { return };
+        let Machine::Master(state) = &group.machine else { return };
+        let genesis = !state.is_initialised() && !term.genesis_proposed;
+        term.genesis_proposed |= genesis;
+        if genesis {
+            let map = Box::new(self.config.genesis.clone());
+            self.propose_master(now, Waiter::Nobody, &MasterCommand::Genesis(map));
+        }
+        if let Some(up_to) = reservation {
+            self.propose_master(now, Waiter::Nobody, &MasterCommand::Reserve { up_to });
+        }
+    }
+
+    /// The shardmaster's state was applied anew.
+    pub(super) fn reservation_applied(&mut self, now: Time) {
+        let Some(Machine::Master(state)) = self.groups.get(&SHARDMASTER_GROUP).map(|group| &group.machine) else { return };
+        let up_to = state.reserved_up_to;
+        if let Some(term) = &mut self.sequencer {
+            term.sequencer.reserved(up_to);
+        }
+        self.sequence(now);
+        self.busy.extend(self.groups.keys().copied());
+    }
+
+    /// Takes numbers for a leader on this same node, if that needs no waiting at all.
+    pub(super) fn take_here(&mut self, now: Time, count: u64) -> Option<Revision> {
+        if self.config.read_mode != ReadMode::Lease {
+            return None;
+        }
+        let term = self.sequencer.as_mut()?;
+        if !term.waiting.is_empty() {
+            return None;
+        }
+        let first = term.sequencer.take(count)?;
+        // After taking, before anyone learns them: is this node still the sequencer?
+        if !self.has_lease(now, SHARDMASTER_GROUP) {
+            return None;
+        }
+        self.known = self.known.max(Revision(first.0 + count - 1));
+        self.busy.insert(SHARDMASTER_GROUP);
+        Some(first)
+    }
+
+    /// A leader (here or elsewhere) asks for numbers. Silence where this is not the sequencer: the
+    /// asker asks anew, and by then knows better.
+    pub(super) fn take_asked(&mut self, now: Time, from: NodeId, ask: AskId, count: u64) {
+        self.serve(now, now, Call::Take { from, ask, count });
+        self.busy.insert(SHARDMASTER_GROUP);
+    }
+
+    /// A gateway asks for the newest number handed out.
+    pub(super) fn current_asked(&mut self, now: Time, token: u64, id: u64) {
+        if self.sequencer.is_none() {
+            let hint = self.leader_of(SHARDMASTER_GROUP).filter(|node| *node != self.config.me);
+            return self.answer(Waiter::Gateway(token, id), ReplyBody::NotLeader { hint });
+        }
+        self.serve(now, now, Call::Current { token, id });
+        self.busy.insert(SHARDMASTER_GROUP);
+    }
+
+    fn serve(&mut self, now: Time, since: Time, call: Call) {
+        let Some(term) = &mut self.sequencer else { return };
+        let number = match &call {
+            Call::Take { count, .. } => term.sequencer.take(*count),
+            Call::Current { .. } => Some(term.sequencer.current()),
+        };
+        let quorum = self.config.read_mode == ReadMode::Quorum;
+        let (Some(number), true) = (number, quorum || self.has_lease(now, SHARDMASTER_GROUP)) else {
+            if let Some(term) = self.sequencer.as_mut().filter(|term| term.waiting.len() < WAITING_MAX) {
+                term.waiting.push_back((since, call));
+            }
+            return;
+        };
+        self.known = self.known.max(number);
+        match call {
+            Call::Take { from, ask, .. } if quorum => self.confirm_numbers(now, from, ask, number),
+            Call::Take { from, ask, .. } => self.tell(now, from, ask, number),
+            Call::Current { token, id } => {
+                let reply = Reply { id, known: self.known, body: ReplyBody::Current { revision: number } };
+                if quorum {
+                    self.confirm_then(now, SHARDMASTER_GROUP, token, reply);
+                } else {
+                    self.out.replies.push((token, reply));
+                }
+            }
+        }
+    }
+
+    fn tell(&mut self, now: Time, to: NodeId, ask: AskId, first: Revision) {
+        if to == self.config.me {
+            self.taken(now, ask, first);
+        } else {
+            self.out.send.push((to, NodeMessage::Taken { ask, first }));
+        }
+    }
+
+    fn confirm_numbers(&mut self, now: Time, to: NodeId, ask: AskId, first: Revision) {
+        let Some(group) = self.groups.get(&SHARDMASTER_GROUP) else { return };
+        let round = group.replica.confirm_round();
+        if let Some(term) = &mut self.sequencer {
+            term.confirming.push_back((round, to, ask, first));
+        }
+        self.step(now, SHARDMASTER_GROUP, paxos::Input::Confirm);
+    }
+
+    /// Numbers whose confirmation round a quorum has answered are told.
+    pub(super) fn confirmed_numbers(&mut self, now: Time) {
+        let Some(group) = self.groups.get(&SHARDMASTER_GROUP) else { return };
+        let confirmed = group.replica.confirmed();
+        let mut told = Vec::new();
+        if let Some(term) = &mut self.sequencer {
+            while let Some(next) = term.confirming.pop_front_if(|(round, ..)| *round <= confirmed) {
+                told.push(next);
+            }
+        }
+        for (_, to, ask, first) in told {
+            self.tell(now, to, ask, first);
+        }
+    }
+
+    /// A node says how it is reached.
+    pub(super) fn register(&mut self, now: Time, info: NodeInfo) {
+        let news = self.map.nodes.iter().any(|node| node.id == info.id && *node != info);
+        if news && self.ready_lead(SHARDMASTER_GROUP).is_ok() {
+            self.propose_master(now, Waiter::Nobody, &MasterCommand::Register(Box::new(info)));
+        }
+    }
+
+    /// Logs a compaction, if its revision was handed out.
+    pub(super) fn log_compaction(&mut self, now: Time, waiter: Waiter, revision: Revision) {
+        if let Err(refusal) = self.ready_lead(SHARDMASTER_GROUP) {
+            return self.answer(waiter, refusal);
+        }
+        match self.sequencer_position() {
+            Some(current) if revision > current => {
+                self.answer(waiter, ReplyBody::Failed(OpError::FutureRevision { current }));
+            }
+            Some(_) => self.propose_master(now, waiter, &MasterCommand::Compact { revision }),
+            None => self.answer(waiter, ReplyBody::NotLeader { hint: None }),
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! What leaders do by themselves: heartbeats, taking over shards, noticing compactions, moving
+//! leadership to the sequencer's node.
+
+use super::lead::Waiter;
+use super::{Core, Machine};
+use crate::wire::NodeMessage;
+use paxos::{GroupId, NodeId, Time, Wire};
+use shardkv::command::Command;
+use shardkv::map::SHARDMASTER_GROUP;
+use shardkv::store::Store;
+use shardkv::types::Revision;
+
+/// A leader stays for at least this long before it hands over to the sequencer's node.
+const SETTLED_MICROS: u64 = 2_000_000;
+/// A leader that cannot drain in this time serves on.
+const DRAIN_MICROS: u64 = 500_000;
+
+impl<S: Store> Core<S> {
+    pub(super) fn tick(&mut self, now: Time) {
+        if !self.stalled(now) {
+            self.ping(now);
+        }
+        let groups: Vec<GroupId> = self.groups.keys().copied().collect();
+        for id in groups {
+            self.step(now, id, paxos::Input::Tick);
+            self.drop_expired(now, id);
+            self.ask_anew(now, id);
+            self.prefer_sequencer(now, id);
+            let leads = self.groups.get(&id).is_some_and(|group| group.lead.is_some());
+            if leads {
+                self.busy.insert(id);
+            }
+        }
+        self.tick_transfers(now);
+        self.ask_for_map();
+        self.tell_address(now);
+    }
+
+    /// Where the map says something else about this node, the shardmaster's leader is told.
+    fn tell_address(&mut self, now: Time) {
+        let ours = &self.config.info;
+        if !self.map.nodes.iter().any(|node| node.id == ours.id && node != ours) {
+            return;
+        }
+        let info = ours.clone();
+        match self.leader_of(SHARDMASTER_GROUP).or_else(|| self.guess_sequencer()) {
+            Some(leader) if leader == self.config.me => self.register(now, info),
+            Some(leader) => self.out.send.push((leader, NodeMessage::Register(Box::new(info)))),
+            None => {}
+        }
+    }
+
+    pub(super) fn ping(&mut self, now: Time) {
+        let pings = self.beats.ping(now, None);
+        let wire = |(node, beat)| (node, NodeMessage::Paxos(Wire::Heartbeat(beat)));
+        self.out.send.extend(pings.into_iter().map(wire));
+    }
+
+    /// A node without a replica of the shardmaster learns the map from those that have one.
+    fn ask_for_map(&mut self) {
+        if self.groups.contains_key(&SHARDMASTER_GROUP) {
+            return;
+        }
+        let have_version = self.map.version;
+        let nodes: Vec<NodeId> = self.config.nodes.iter().copied().filter(|node| *node != self.config.me).collect();
+        self.out.send.extend(nodes.into_iter().map(|node| (node, NodeMessage::MapRequest { have_version })));
+    }
+
+    /// A data group's leader takes over the shards that the map gives it, and logs compactions that
+    /// the shardmaster has logged.
+    pub(super) fn propose_upkeep(&mut self, id: GroupId) {
+        let map = self.map.clone();
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let (Machine::Data(reader), Some(lead)) = (&group.machine, group.lead.as_mut()) else { return };
+        if !lead.ready || lead.draining {
+            return;
+        }
+        if lead.activating && lead.in_flight() == 0 {
+            lead.activating = false;
+        }
+        if lead.activating {
+            return;
+        }
+        let owned = reader.shards();
+        let missing = map.shards.iter().filter(|shard| shard.group == id).filter(|shard| {
+            !owned.iter().any(|owned| owned.id == shard.id && owned.epoch >= shard.epoch)
+        });
+        for shard in missing {
+            lead.activating = true;
+            let command = Command::Activate {
+                revision: Revision(0),
+                shard: shard.id,
+                bounds: shard.bounds.clone(),
+                epoch: shard.epoch,
+            };
+            lead.enqueue(Waiter::Nobody, command, 256);
+        }
+        let floor = owned.iter().map(|shard| shard.floor).min().unwrap_or(map.compacted);
+        // The compaction's revision was handed out long before we read of it, and whatever is in
+        // line was asked for later or lies in front of it in the log.
+        if map.compacted > floor && map.compacted > lead.compacting && lead.in_flight() == 0 {
+            lead.compacting = map.compacted;
+            lead.closed = lead.closed.max(map.compacted);
+            lead.enqueue(Waiter::Nobody, Command::Compact { revision: map.compacted }, 64);
+        }
+    }
+
+    /// Every write needs the sequencer: a leader elsewhere hands over to the sequencer's node, once
+    /// things have settled.
+    fn prefer_sequencer(&mut self, now: Time, id: GroupId) {
+        if self.is_master(id) {
+            return;
+        }
+        let target = self.leader_of(SHARDMASTER_GROUP);
+        let Some(target) = target.filter(|node| *node != self.config.me && self.beats.reaches(now, *node)) else {
+            if let Some(lead) = self.groups.get_mut(&id).and_then(|group| group.lead.as_mut()) {
+                lead.draining = false;
+            }
+            return;
+        };
+        let follows = self.beats.status_of(target, SHARDMASTER_GROUP).is_some_and(|status| status.leader.node == target);
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let length = group.replica.next_slot().prev();
+        let close = group.replica.matched().get(&target).copied().flatten().is_some_and(|matched| matched.0 + 1024 > length.0);
+        let Some(lead) = group.lead.as_mut() else { return };
+        let age = now.since(lead.since);
+        let wanted = follows && close && lead.ready && age > SETTLED_MICROS;
+        lead.draining = wanted && age % (4 * SETTLED_MICROS) < SETTLED_MICROS + DRAIN_MICROS;
+        if lead.draining && lead.is_drained() {
+            self.step(now, id, paxos::Input::HandOver(target));
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! The state machines of a node and what is done to them: applying, images, flushing, collecting.
+//! The runtime calls this on its apply thread, the simulator inline.
+
+use crate::core::{Applied, ApplyJob, EntryOutcome, Machine, SnapshotJob};
+use crate::core::{SnapshotEvent, TRANSFER_PIECE_BYTES};
+use bytes::Bytes;
+use paxos::{GroupId, SnapshotSink, SnapshotSource, Slot, StateMachine};
+use shardkv::map::SHARDMASTER_GROUP;
+use shardkv::store::{Store, StoreError};
+use shardkv::{DataGroup, Progress};
+use shardmaster::MasterGroup;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+enum Hosted<S: Store> {
+    Data(Box<DataGroup<S>>),
+    Master(MasterGroup<S>),
+}
+
+impl<S: Store> Hosted<S> {
+    fn applied(&self) -> Slot {
+        match self {
+            Hosted::Data(group) => group.applied(),
+            Hosted::Master(group) => group.applied(),
+        }
+    }
+
+    fn apply(&mut self, entries: &[(Slot, Bytes)]) -> Result<Vec<EntryOutcome>, StoreError> {
+        Ok(match self {
+            Hosted::Data(group) => group.apply(entries)?.into_iter().map(EntryOutcome::Data).collect(),
+            Hosted::Master(group) => group.apply(entries)?.into_iter().map(EntryOutcome::Master).collect(),
+        })
+    }
+}
+
+type Source = Box<dyn SnapshotSource<Error = StoreError> + Send>;
+type Sink = Box<dyn SnapshotSink<Error = StoreError> + Send>;
+
+/// All state machines of a node over its one store.
+pub struct Machines<S: Store> {
+    store: Arc<S>,
+    groups: BTreeMap<GroupId, Hosted<S>>,
+    sources: BTreeMap<u64, Source>,
+    sinks: BTreeMap<GroupId, (u64, Sink)>,
+}
+
+impl<S: Store> Machines<S> {
+    /// Opens the state machines of `groups`. `boot` is the node's durable boot counter.
+    pub fn open(store: Arc<S>, groups: &[GroupId], boot: u64) -> Result<Machines<S>, StoreError> {
+        let mut hosted = BTreeMap::new();
+        for id in groups {
+            let machine = if *id == SHARDMASTER_GROUP {
+                Hosted::Master(MasterGroup::open(store.clone())?)
+            } else {
+                Hosted::Data(Box::new(DataGroup::open(store.clone(), *id, boot)?))
+            };
+            hosted.insert(*id, machine);
+        }
+        Ok(Machines { store, groups: hosted, sources: BTreeMap::new(), sinks: BTreeMap::new() })
+    }
+
+    /// The last slot that a group's state machine has applied.
+    pub fn applied(&self, group: GroupId) -> Slot {
+        self.groups.get(&group).map_or(Slot(0), Hosted::applied)
+    }
+
+    /// What the core reads of a group.
+    pub fn machine(&self, group: GroupId) -> Option<Machine<S>> {
+        Some(match self.groups.get(&group)? {
+            Hosted::Data(group) => Machine::Data(group.reader()),
+            Hosted::Master(group) => Machine::Master(group.state()),
+        })
+    }
+
+    /// The rolling hash of a data group's effects, for comparing replicas.
+    pub fn hash(&self, group: GroupId) -> Option<(Slot, u64)> {
+        match self.groups.get(&group)? {
+            Hosted::Data(group) => Some((group.applied(), group.hash())),
+            Hosted::Master(_) => None,
+        }
+    }
+
+    /// Applies entries. Those that an installed image already covers are skipped.
+    pub fn apply(&mut self, job: ApplyJob) -> Result<Option<Applied>, StoreError> {
+        let Some(hosted) = self.groups.get_mut(&job.group) else { return Ok(None) };
+        let bytes = job.entries.iter().map(|(_, entry)| entry.len()).sum();
+        let applied = hosted.applied();
+        let fresh: Vec<(Slot, Bytes)> = job.entries.into_iter().filter(|(slot, _)| *slot > applied).collect();
+        let first = fresh.first().map_or(applied.next(), |(slot, _)| *slot);
+        let outcomes = if fresh.is_empty() { Vec::new() } else { hosted.apply(&fresh)? };
+        let master = match hosted {
+            Hosted::Master(group) => Some(group.state()),
+            Hosted::Data(_) => None,
+        };
+        Ok(Some(Applied { group: job.group, slot: hosted.applied(), first, outcomes, bytes, master }))
+    }
+
+    /// Reads or installs a piece of an image. With an installed image comes what the core reads now.
+    pub fn snapshot(&mut self, job: SnapshotJob) -> Result<Option<(SnapshotEvent, Option<(GroupId, Machine<S>)>)>, StoreError> {
+        match job {
+            SnapshotJob::Read { group, transfer, sequence } => {
+                if sequence == 0 {
+                    let source = match self.groups.get(&group) {
+                        Some(Hosted::Data(group)) => group.snapshot()?,
+                        Some(Hosted::Master(group)) => group.snapshot()?,
+                        None => return Ok(None),
+                    };
+                    self.sources.insert(transfer, source);
+                }
+                Ok(Some((self.read_piece(transfer, sequence)?, None)))
+            }
+            SnapshotJob::Close { transfer } => {
+                self.sources.remove(&transfer);
+                Ok(None)
+            }
+            SnapshotJob::Install { group, transfer, sequence, piece, last } => {
+                let installed = self.install_piece(group, transfer, sequence, piece, last);
+                let (installed, failed) = match installed {
+                    Ok(installed) => (installed, false),
+                    Err(error @ (StoreError::Image(_) | StoreError::Superseded)) => {
+                        tracing::warn!(%group, %error, "an image could not be installed; it will be sent again");
+                        self.sinks.remove(&group);
+                        (None, true)
+                    }
+                    Err(error) => return Err(error),
+                };
+                let machine = installed.and_then(|_| Some((group, self.machine(group)?)));
+                Ok(Some((SnapshotEvent::Stored { group, transfer, sequence, installed, failed }, machine)))
+            }
+        }
+    }
+
+    fn read_piece(&mut self, transfer: u64, sequence: u64) -> Result<SnapshotEvent, StoreError> {
+        let Some(source) = self.sources.get_mut(&transfer) else {
+            return Ok(SnapshotEvent::Read { transfer, sequence, slot: Slot(0), piece: None });
+        };
+        let slot = source.slot();
+        let piece = match source.next_piece(TRANSFER_PIECE_BYTES) {
+            Ok(Some(piece)) => Some((piece, false)),
+            Ok(None) => Some((Bytes::new(), true)),
+            Err(StoreError::Superseded) => None,
+            Err(error) => return Err(error),
+        };
+        Ok(SnapshotEvent::Read { transfer, sequence, slot, piece })
+    }
+
+    fn install_piece(
+        &mut self,
+        id: GroupId,
+        transfer: u64,
+        sequence: u64,
+        piece: Bytes,
+        last: bool,
+    ) -> Result<Option<Slot>, StoreError> {
+        let Some(hosted) = self.groups.get_mut(&id) else { return Ok(None) };
+        if sequence == 0 {
+            let sink = match hosted {
+                Hosted::Data(group) => group.begin_install()?,
+                Hosted::Master(group) => group.begin_install()?,
+            };
+            self.sinks.insert(id, (transfer, sink));
+        }
+        let sink = self.sinks.get_mut(&id).filter(|(current, _)| *current == transfer);
+        let Some((_, sink)) = sink else { return Err(StoreError::Superseded) };
+        if !piece.is_empty() {
+            sink.piece(piece)?;
+        }
+        if !last {
+            return Ok(None);
+        }
+        let Some((_, sink)) = self.sinks.remove(&id) else { return Ok(None) };
+        match hosted {
+            Hosted::Data(group) => group.finish_install(sink)?,
+            Hosted::Master(group) => group.finish_install(sink)?,
+        }
+        Ok(Some(hosted.applied()))
+    }
+
+    /// Makes everything applied durable.
+    pub fn flush(&self) -> Result<(), StoreError> {
+        self.store.flush()
+    }
+
+    /// Removes some history below the floors; see [`DataGroup::collect`].
+    pub fn collect(&mut self, group: GroupId, budget: usize) -> Result<Option<Progress>, StoreError> {
+        match self.groups.get_mut(&group) {
+            Some(Hosted::Data(group)) => group.reader().collect(budget).map(Some),
+            Some(Hosted::Master(_)) | None => Ok(None),
+        }
+    }
+}

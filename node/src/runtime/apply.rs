@@ -1,0 +1,125 @@
+//! The apply thread: state machines take in what was decided, and images are read and installed.
+
+use super::mailbox::Mailbox;
+use crate::core::{ApplyJob, Input, Machine, SnapshotJob};
+use crate::host::Machines;
+use paxos::GroupId;
+use shardkv::store::{Store, StoreError};
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+/// Work for the thread, in order.
+pub enum Job {
+    /// Entries to apply.
+    Apply(ApplyJob),
+    /// An image's piece to read or install.
+    Snapshot(SnapshotJob),
+}
+
+/// What the thread reports beside the mailbox.
+pub enum Report<S: Store> {
+    /// The state of a group was replaced: read from this one now.
+    Machine(GroupId, Machine<S>),
+    /// The store failed; the node must stop.
+    Failed(StoreError),
+}
+
+/// The queue. What is in it is bounded by the core (its apply lag, one piece per transfer).
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<Job>,
+    closed: bool,
+}
+
+/// The way to the apply thread.
+pub struct ApplyThread {
+    shared: Arc<(Mutex<Queue>, Condvar)>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl ApplyThread {
+    /// Starts the thread. `report` is called on it.
+    pub fn spawn<S: Store>(
+        mut machines: Machines<S>,
+        mailbox: Arc<Mailbox>,
+        report: impl Fn(Report<S>) + Send + 'static,
+    ) -> std::io::Result<ApplyThread> {
+        let shared = Arc::new((Mutex::new(Queue::default()), Condvar::new()));
+        let queue = shared.clone();
+        let thread = std::thread::Builder::new().name("apply".into()).spawn(move || {
+            while let Some(jobs) = next_jobs(&queue) {
+                if let Err(error) = perform(&mut machines, jobs, &mailbox, &report) {
+                    report(Report::Failed(error));
+                    return;
+                }
+            }
+        })?;
+        Ok(ApplyThread { shared, thread: Some(thread) })
+    }
+
+    /// Queues work.
+    pub fn push(&self, jobs: impl IntoIterator<Item = Job>) {
+        let mut queue = self.shared.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = queue.jobs.len();
+        queue.jobs.extend(jobs);
+        if queue.jobs.len() > before {
+            self.shared.1.notify_one();
+        }
+    }
+}
+
+impl Drop for ApplyThread {
+    fn drop(&mut self) {
+        self.shared.0.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
+        self.shared.1.notify_one();
+        if let Some(thread) = self.thread.take() {
+            // A panic there was printed by the thread itself.
+            drop(thread.join());
+        }
+    }
+}
+
+/// Everything queued; waits for the first. `None` when the node stops.
+fn next_jobs(shared: &(Mutex<Queue>, Condvar)) -> Option<VecDeque<Job>> {
+    let mut queue = shared.0.lock().unwrap_or_else(PoisonError::into_inner);
+    while queue.jobs.is_empty() && !queue.closed {
+        queue = shared.1.wait(queue).unwrap_or_else(PoisonError::into_inner);
+    }
+    (!queue.closed).then(|| std::mem::take(&mut queue.jobs))
+}
+
+/// Applies what is queued; neighbouring entries of one group in one batch.
+fn perform<S: Store>(
+    machines: &mut Machines<S>,
+    mut jobs: VecDeque<Job>,
+    mailbox: &Mailbox,
+    report: &impl Fn(Report<S>),
+) -> Result<(), StoreError> {
+    while let Some(job) = jobs.pop_front() {
+        match job {
+            Job::Apply(mut job) => {
+                while let Some(Job::Apply(next)) = jobs.front_mut().filter(|next| same_group(next, job.group)) {
+                    job.entries.append(&mut next.entries);
+                    jobs.pop_front();
+                }
+                if let Some(applied) = machines.apply(job)? {
+                    mailbox.push(Input::Applied(applied));
+                }
+            }
+            Job::Snapshot(job) => {
+                if let Some((event, machine)) = machines.snapshot(job)? {
+                    if let Some((group, machine)) = machine {
+                        report(Report::Machine(group, machine));
+                    }
+                    mailbox.push(Input::Snapshot(event));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn same_group(job: &Job, group: GroupId) -> bool {
+    matches!(job, Job::Apply(next) if next.group == group)
+}

@@ -1,0 +1,67 @@
+//! The collector: removes history below the floors, in small steps, a minute after a floor has
+//! risen, so that readers that chose a revision just before still find it.
+
+use shardkv::store::Store;
+use shardkv::types::Revision;
+use shardkv::{Progress, Reader};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+/// Collection lags the floor by this.
+const LAG: Duration = Duration::from_secs(60);
+/// Between two looks at the floors.
+const PERIOD: Duration = Duration::from_secs(1);
+/// Changes looked at in one step, and the pause between steps.
+const BUDGET: usize = 512;
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// Ends the thread when dropped.
+pub struct Collector {
+    _stop: Sender<()>,
+}
+
+/// Starts the thread.
+pub fn spawn<S: Store>(readers: Vec<Reader<S>>) -> std::io::Result<Collector> {
+    let (stop, stopped) = channel();
+    std::thread::Builder::new().name("collect".into()).spawn(move || run(&readers, &stopped))?;
+    Ok(Collector { _stop: stop })
+}
+
+fn run<S: Store>(readers: &[Reader<S>], stopped: &Receiver<()>) {
+    let mut collected = vec![Revision(0); readers.len()];
+    let mut risen: Vec<Option<Instant>> = vec![None; readers.len()];
+    while stopped.recv_timeout(PERIOD) == Err(RecvTimeoutError::Timeout) {
+        for (index, reader) in readers.iter().enumerate() {
+            let floor = reader.shards().iter().map(|shard| shard.floor).max().unwrap_or_default();
+            if floor <= collected[index] {
+                continue;
+            }
+            let since = *risen[index].get_or_insert_with(Instant::now);
+            if since.elapsed() < LAG {
+                continue;
+            }
+            if collect(reader, stopped) {
+                collected[index] = floor;
+                risen[index] = None;
+            }
+        }
+    }
+}
+
+/// Collects until nothing is left; `false` if it must be tried again.
+fn collect<S: Store>(reader: &Reader<S>, stopped: &Receiver<()>) -> bool {
+    loop {
+        match reader.collect(BUDGET) {
+            Ok(Progress::More(_)) => {}
+            Ok(Progress::Done(_)) => return true,
+            Ok(Progress::Paused) => return false,
+            Err(error) => {
+                tracing::error!(%error, "collecting old history failed");
+                return false;
+            }
+        }
+        if stopped.recv_timeout(PAUSE) != Err(RecvTimeoutError::Timeout) {
+            return false;
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! Threads, sockets, the log on disk and RocksDB around the [`Core`].
+//!
+//! ```text
+//! one thread    tokio current_thread runtime: gRPC, the turn loop with the core, gateway
+//! wal           group commit (crate wal)
+//! apply         state machines: one batch per drain; reads and installs images
+//! flush         now and then: RocksDB memtables to disk, so that log segments can go
+//! collect       old history, at low priority
+//! ```
+//!
+//! Whatever concerns the core goes through one [`Mailbox`]; the turn loop drains it, steps the core
+//! with everything that was there, and performs what the turn wants done.
+
+mod apply;
+mod clock;
+mod collect;
+mod mailbox;
+mod open;
+mod peers;
+mod replies;
+mod service;
+mod turn_loop;
+
+pub use clock::now;
+pub use mailbox::Mailbox;
+pub use open::{NodeConfig, OpenError, PeerAddress, open};
+pub use peers::{Handshake, KnownPeers};
+pub use replies::ReplySink;
+pub use service::serve;
+pub use turn_loop::{Node, NodeHandle, Stop};

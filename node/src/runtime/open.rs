@@ -1,0 +1,166 @@
+//! Opening a node's directory: the store, the log, every replica's state.
+
+use crate::core::{Core, CoreConfig, Hosted};
+use crate::host::Machines;
+use paxos::{GroupId, NodeId, Record, Recovered, recover};
+use shardkv::store::StoreError;
+use shardkv::{RocksOptions, RocksStore};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use wal::{Append, FileDisk, Log};
+
+/// Where a node is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerAddress {
+    /// The operator's name for it.
+    pub name: String,
+    /// `host:port` of its peer port.
+    pub address: String,
+}
+
+/// What a node is started with.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// The core's part.
+    pub core: CoreConfig,
+    /// The groups that this node hosts a replica of, with all their replicas.
+    pub groups: Vec<(GroupId, Vec<NodeId>)>,
+    /// The cluster's id.
+    pub cluster_id: u64,
+    /// The random number of this data directory.
+    pub incarnation: u64,
+    /// The data directory; `log` and `store` go below it.
+    pub data_dir: PathBuf,
+    /// All nodes that host replicas.
+    pub peers: BTreeMap<NodeId, PeerAddress>,
+    /// RocksDB's settings.
+    pub store: RocksOptions,
+    /// A fresh random number: the log's segments are salted with it.
+    pub salt_seed: u64,
+}
+
+/// Why a node cannot open its directory.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The store does not open.
+    #[error("cannot open the store in {}: {source}", path.display())]
+    Store {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: StoreError,
+    },
+    /// The log does not open.
+    #[error("cannot open the log in {}: {source}", path.display())]
+    Log {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: wal::OpenError,
+    },
+    /// A promise may be lost: the node must not vote under its old id.
+    #[error(
+        "the log in {} has rotten where promises may have been ({frames} corrupt places); this node must not vote \
+         under its old identity: remove it from the cluster, empty its data directory and add it anew",
+        path.display()
+    )]
+    PromisesLost {
+        /// Where.
+        path: PathBuf,
+        /// How many corrupt frames.
+        frames: usize,
+    },
+    /// A record that is whole but not ours.
+    #[error("the log in {} holds a record of {group} that does not decode: {source}", path.display())]
+    Record {
+        /// Where.
+        path: PathBuf,
+        /// Whose.
+        group: GroupId,
+        /// Why.
+        source: paxos::DecodeError,
+    },
+    /// The log does not reach down to the store.
+    #[error("{group} in {}: {source}", path.display())]
+    Gap {
+        /// Where.
+        path: PathBuf,
+        /// Whose.
+        group: GroupId,
+        /// What is missing.
+        source: paxos::record::Gap,
+    },
+    /// A thread or file could not be made.
+    #[error("cannot {what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+}
+
+/// A node that is open but does not run yet.
+pub struct Opened {
+    pub(super) core: Core<RocksStore>,
+    pub(super) machines: Machines<RocksStore>,
+    pub(super) store: Arc<RocksStore>,
+    pub(super) log: Log,
+    pub(super) config: NodeConfig,
+}
+
+/// Opens store and log, and recovers every replica.
+pub fn open(config: NodeConfig) -> Result<Opened, OpenError> {
+    let store_path = config.data_dir.join("store");
+    let store_failed = |source| OpenError::Store { path: store_path.clone(), source };
+    let store = Arc::new(RocksStore::open(&store_path, config.store).map_err(store_failed)?);
+    let groups: Vec<GroupId> = config.groups.iter().map(|(group, _)| *group).collect();
+    let machines = Machines::open(store.clone(), &groups, config.core.boot).map_err(store_failed)?;
+
+    let path = config.data_dir.join("log");
+    let log_failed = |source| OpenError::Log { path: path.clone(), source };
+    std::fs::create_dir_all(&path)
+        .map_err(|source| OpenError::Io { what: format!("create {}", path.display()), source })?;
+    let disk = FileDisk::open(&path).map_err(log_failed)?;
+    let wal_config = wal::Config { frame_bytes_max: 8 << 20, ..wal::Config::new(config.core.me.0, config.salt_seed) };
+    let (mut log, recovery) = Log::open(Box::new(disk), wal_config).map_err(log_failed)?;
+    for corrupt in &recovery.corrupt_frames {
+        tracing::error!(segment = corrupt.segment, offset = corrupt.offset, "the log is corrupt here; what was lost is repaired from the other replicas");
+    }
+    if recovery.promises_lost {
+        return Err(OpenError::PromisesLost { path, frames: recovery.corrupt_frames.len() });
+    }
+    let mut hosted = Vec::new();
+    for (group, replicas) in &config.groups {
+        let recovered = recover_group(&mut log, &recovery, *group, &machines, &path)?;
+        let applied = machines.applied(*group);
+        let Some(machine) = machines.machine(*group) else { continue };
+        hosted.push(Hosted { group: *group, replicas: replicas.clone(), recovered, applied, machine });
+    }
+    let core = Core::new(config.core.clone(), hosted, super::now());
+    Ok(Opened { core, machines, store, log, config })
+}
+
+fn recover_group(
+    log: &mut Log,
+    recovery: &wal::Recovery,
+    group: GroupId,
+    machines: &Machines<RocksStore>,
+    path: &std::path::Path,
+) -> Result<Recovered, OpenError> {
+    let found = recovery.groups.get(&group.0).map(Vec::as_slice).unwrap_or_default();
+    let decoded = found.iter().map(|record| Record::decode(&record.payload)).collect::<Result<Vec<_>, _>>();
+    let mut records = decoded.map_err(|source| OpenError::Record { path: path.into(), group, source })?;
+    if recovery.is_suspect(group.0) {
+        // The mark is durable before the replica may say a word.
+        let mark = Append { group: group.0, payload: Record::Suspect.encode(), twice: true };
+        log.append(&[mark]).map_err(|error| OpenError::Io {
+            what: format!("write to the log in {}", path.display()),
+            source: std::io::Error::other(error.to_string()),
+        })?;
+        tracing::error!(%group, "a part of this replica's log is lost; it votes again when it has been repaired");
+        records.push(Record::Suspect);
+    }
+    recover(records.iter(), machines.applied(group)).map_err(|source| OpenError::Gap { path: path.into(), group, source })
+}

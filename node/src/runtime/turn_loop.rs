@@ -1,0 +1,321 @@
+//! The turn loop: drains the mailbox, steps the core, performs what it wants done.
+
+use super::apply::{ApplyThread, Job, Report};
+use super::collect::{self, Collector};
+use super::mailbox::Mailbox;
+use super::open::{OpenError, Opened};
+use super::peers::{self, KnownPeers, Peer};
+use super::replies::{ReplySink, Sinks};
+use super::service::{DataService, PeerPort, PeerService, overloaded};
+use crate::core::{Core, CoreStatus, Input, Machine, Outputs};
+use paxos::{GroupId, NodeId};
+use shardkv::RocksStore;
+use shardkv::request::Request;
+use shardkv::store::Store;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use wal::{Append, WalEvent, WalHandle};
+
+/// Inputs from outside that may wait for a turn.
+const OUTSIDE_MAX: usize = 65_536;
+
+/// Why a node stopped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// It was asked to.
+    Asked,
+    /// It must not go on; what happened and what to do.
+    Failed(String),
+}
+
+enum Control {
+    Status(oneshot::Sender<CoreStatus>),
+    Stop(Stop),
+}
+
+/// Progress of the log's thread since the last turn.
+#[derive(Default)]
+struct WalProgress {
+    durable: Option<(u64, u64)>,
+    no_space: Option<bool>,
+}
+
+/// The way to a running node. Cheap to clone.
+#[derive(Clone)]
+pub struct NodeHandle {
+    node: NodeId,
+    mailbox: Arc<Mailbox>,
+    sinks: Arc<Sinks>,
+    control: mpsc::Sender<Control>,
+    known: Arc<KnownPeers>,
+    store: Arc<RocksStore>,
+}
+
+impl NodeHandle {
+    /// The node's id.
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
+    /// Registers a gateway in this process: its replies go to `sink`, and the returned function takes
+    /// its requests.
+    pub fn gateway(&self, sink: ReplySink) -> Arc<dyn Fn(Vec<Request>) + Send + Sync> {
+        let token = self.sinks.add(sink.clone());
+        let mailbox = self.mailbox.clone();
+        Arc::new(move |requests| {
+            let inputs = requests.into_iter().map(|request| Input::Request { token, request });
+            let refused = mailbox.push_outside(inputs);
+            let ids = refused.into_iter().filter_map(|input| match input {
+                Input::Request { request, .. } => Some(overloaded(request.id)),
+                _ => None,
+            });
+            let replies: Vec<_> = ids.collect();
+            if !replies.is_empty() {
+                sink(replies);
+            }
+        })
+    }
+
+    /// What the node tells about itself; `None` when it has stopped.
+    pub async fn status(&self) -> Option<CoreStatus> {
+        let (sender, receiver) = oneshot::channel();
+        self.control.send(Control::Status(sender)).await.ok()?;
+        receiver.await.ok()
+    }
+
+    /// Stops the node.
+    pub async fn stop(&self) {
+        // It may have stopped already.
+        drop(self.control.send(Control::Stop(Stop::Asked)).await);
+    }
+
+    /// The services of its peer port, for [`super::serve`].
+    pub fn peer_port(&self) -> PeerPort {
+        PeerPort {
+            peer: PeerService { mailbox: self.mailbox.clone(), known: self.known.clone() },
+            data: DataService { mailbox: self.mailbox.clone(), sinks: self.sinks.clone() },
+        }
+    }
+
+    /// Bytes that the store takes on disk, about.
+    pub fn store_bytes(&self) -> u64 {
+        self.store.size_bytes().unwrap_or(0)
+    }
+}
+
+/// A running node; drive it with [`Node::run`].
+pub struct Node {
+    core: Core<RocksStore>,
+    mailbox: Arc<Mailbox>,
+    sinks: Arc<Sinks>,
+    wal: WalHandle,
+    wal_progress: Arc<Mutex<WalProgress>>,
+    /// Appends that the log's queue had no room for; bounded by the replicas' windows.
+    wal_backlog: VecDeque<(u64, Vec<Append>)>,
+    apply: ApplyThread,
+    machines: mpsc::UnboundedReceiver<(GroupId, Machine<RocksStore>)>,
+    peers: BTreeMap<NodeId, Arc<Peer>>,
+    known: Arc<KnownPeers>,
+    store: Arc<RocksStore>,
+    control: mpsc::Receiver<Control>,
+    control_sender: mpsc::Sender<Control>,
+    tick: Duration,
+    _collector: Collector,
+}
+
+impl Node {
+    /// Starts the threads of an opened node. Call [`Node::run`] next, on a current-thread runtime.
+    pub fn start(opened: Opened) -> Result<(Node, NodeHandle), OpenError> {
+        let Opened { core, machines, store, log, config } = opened;
+        let io = |what: &str| {
+            let what = what.to_owned();
+            move |source| OpenError::Io { what, source }
+        };
+        let mailbox = Arc::new(Mailbox::new(OUTSIDE_MAX));
+        let known = Arc::new(KnownPeers::open(&config).map_err(io("read peers.json in the data directory"))?);
+        let (control_sender, control) = mpsc::channel(64);
+        let wal_progress = Arc::new(Mutex::new(WalProgress::default()));
+        let wal = wal::spawn(log, wal_events(wal_progress.clone(), mailbox.clone(), control_sender.clone()));
+        let readers = config.groups.iter().filter_map(|(group, _)| match machines.machine(*group) {
+            Some(Machine::Data(reader)) => Some(reader),
+            Some(Machine::Master(_)) | None => None,
+        });
+        let collector = collect::spawn(readers.collect()).map_err(io("start the collector's thread"))?;
+        // One message per installed image.
+        let (machine_sender, machine_receiver) = mpsc::unbounded_channel();
+        let failed = control_sender.clone();
+        let report = move |report: Report<RocksStore>| match report {
+            Report::Machine(group, machine) => drop(machine_sender.send((group, machine))),
+            Report::Failed(error) => drop(failed.try_send(Control::Stop(Stop::Failed(error.to_string())))),
+        };
+        let apply =
+            ApplyThread::spawn(machines, mailbox.clone(), report).map_err(io("start the apply thread"))?;
+        let me = config.core.me;
+        let peers = config.peers.iter().filter(|(node, _)| **node != me);
+        let peers = peers.map(|(node, address)| (*node, Peer::new(*node, address.clone()))).collect();
+        let sinks = Arc::new(Sinks::default());
+        let handle = NodeHandle {
+            node: me,
+            mailbox: mailbox.clone(),
+            sinks: sinks.clone(),
+            control: control_sender.clone(),
+            known: known.clone(),
+            store: store.clone(),
+        };
+        let node = Node {
+            core,
+            mailbox,
+            sinks,
+            wal,
+            wal_progress,
+            wal_backlog: VecDeque::new(),
+            apply,
+            machines: machine_receiver,
+            peers,
+            known,
+            store,
+            control,
+            control_sender,
+            tick: Duration::from_micros(config.core.timing.heartbeat_micros),
+            _collector: collector,
+        };
+        Ok((node, handle))
+    }
+
+    /// Runs the node until it stops.
+    pub async fn run(mut self) -> Stop {
+        for peer in self.peers.values() {
+            let (peer, known, control) = (peer.clone(), self.known.clone(), self.control_sender.clone());
+            tokio::spawn(async move {
+                let reason = peers::run(peer, known).await;
+                drop(control.send(Control::Stop(Stop::Failed(reason))).await);
+            });
+        }
+        let mut ticks = tokio::time::interval(self.tick);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = self.mailbox.filled() => {}
+                _ = ticks.tick() => self.mailbox.push(Input::Tick),
+                control = self.control.recv() => match control {
+                    Some(Control::Status(answer)) => {
+                        // Whoever asked may have gone.
+                        drop(answer.send(self.core.status(super::now())));
+                        continue;
+                    }
+                    Some(Control::Stop(stop)) => return self.close(stop),
+                    None => return self.close(Stop::Asked),
+                }
+            }
+            self.turn();
+        }
+    }
+
+    fn close(self, stop: Stop) -> Stop {
+        self.wal.close();
+        stop
+    }
+
+    fn turn(&mut self) {
+        let now = super::now();
+        let progress = std::mem::take(&mut *self.wal_progress.lock().unwrap_or_else(PoisonError::into_inner));
+        if let Some(full) = progress.no_space {
+            self.core.input(now, Input::NoSpace(full));
+        }
+        if let Some((ticket, segment)) = progress.durable {
+            self.core.input(now, Input::Durable { ticket, segment });
+        }
+        while let Ok((group, machine)) = self.machines.try_recv() {
+            self.core.replace_machine(group, machine);
+        }
+        for input in self.mailbox.drain() {
+            self.core.input(now, input);
+        }
+        loop {
+            let out = self.core.turn(now);
+            if out.is_empty() {
+                break;
+            }
+            self.perform(out);
+        }
+        self.feed_wal();
+    }
+
+    fn perform(&mut self, out: Outputs) {
+        if !out.log.is_empty() {
+            let append = |(group, record): (GroupId, paxos::Record)| Append {
+                group: group.0,
+                payload: record.encode(),
+                twice: record.is_promise(),
+            };
+            self.wal_backlog.push_back((out.ticket, out.log.into_iter().map(append).collect()));
+            self.feed_wal();
+        }
+        let mut sends = out.send.into_iter().peekable();
+        let mut by_peer: BTreeMap<NodeId, Vec<crate::wire::NodeMessage>> = BTreeMap::new();
+        while let Some((to, message)) = sends.next() {
+            by_peer.entry(to).or_default().push(message);
+        }
+        for (to, messages) in by_peer {
+            if let Some(peer) = self.peers.get(&to) {
+                peer.send(messages.into_iter());
+            }
+        }
+        self.apply.push(out.apply.into_iter().map(Job::Apply));
+        self.apply.push(out.snapshots.into_iter().map(Job::Snapshot));
+        if !out.replies.is_empty() {
+            self.sinks.deliver(out.replies);
+        }
+        if let Some(number) = out.flush {
+            self.flush(number);
+        }
+        if let Some(through) = out.release {
+            self.wal.release(through);
+        }
+    }
+
+    fn feed_wal(&mut self) {
+        while let Some((ticket, records)) = self.wal_backlog.front() {
+            if self.wal.append(*ticket, records.clone()).is_err() {
+                return; // the next durable ticket makes room
+            }
+            self.wal_backlog.pop_front();
+        }
+    }
+
+    /// Flushes the store on a thread of its own: it may take seconds, and nothing waits for it.
+    fn flush(&self, number: u64) {
+        let (store, mailbox, control) = (self.store.clone(), self.mailbox.clone(), self.control_sender.clone());
+        let spawned = std::thread::Builder::new().name("flush".into()).spawn(move || match store.flush() {
+            Ok(()) => mailbox.push(Input::Flushed(number)),
+            Err(error) => drop(control.try_send(Control::Stop(Stop::Failed(error.to_string())))),
+        });
+        if let Err(error) = spawned {
+            drop(self.control_sender.try_send(Control::Stop(Stop::Failed(format!("cannot start a thread: {error}")))));
+        }
+    }
+}
+
+/// What the log's thread calls.
+fn wal_events(
+    progress: Arc<Mutex<WalProgress>>,
+    mailbox: Arc<Mailbox>,
+    control: mpsc::Sender<Control>,
+) -> Box<dyn Fn(WalEvent) + Send> {
+    Box::new(move |event| {
+        let mut progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
+        match event {
+            WalEvent::Durable { ticket, synced } => progress.durable = Some((ticket, synced.segment)),
+            WalEvent::Full => progress.no_space = Some(true),
+            WalEvent::SpaceBack => progress.no_space = Some(false),
+            WalEvent::Failed(error) => {
+                let reason = format!("the log failed, and nothing more can be made durable: {error}");
+                drop(control.try_send(Control::Stop(Stop::Failed(reason))));
+            }
+        }
+        drop(progress);
+        mailbox.wake();
+    })
+}

@@ -1,0 +1,73 @@
+//! What nodes say to each other: Paxos and heartbeats, calls to the sequencer, the shard map, and
+//! snapshots. Encoded with [`shardkv::codec`], many in one message of the peer stream.
+
+use bytes::Bytes;
+use paxos::{GroupId, Slot, Wire};
+use serde::{Deserialize, Serialize};
+use shardkv::map::{NodeInfo, ShardMap};
+use shardkv::types::Revision;
+
+/// A call to the sequencer, named by the asking group's term as leader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct AskId {
+    /// The asking group.
+    pub group: GroupId,
+    /// The asking node's count of terms; a late answer to an earlier term meets nobody.
+    pub term: u64,
+    /// Counts the calls of the term.
+    pub number: u64,
+}
+
+/// A message from one node to another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NodeMessage {
+    /// Consensus and heartbeats.
+    Paxos(Wire),
+    /// To the sequencer: `count` revisions, please.
+    Take {
+        /// Repeated by the answer.
+        ask: AskId,
+        /// How many.
+        count: u64,
+    },
+    /// From the sequencer: `count` revisions from `first` on.
+    Taken {
+        /// The call's.
+        ask: AskId,
+        /// The first of the revisions.
+        first: Revision,
+    },
+    /// To the shardmaster's leader: the map, if newer than this version.
+    MapRequest {
+        /// The version that the asker has.
+        have_version: u64,
+    },
+    /// The newest map that the sender knows.
+    MapReply(Box<ShardMap>),
+    /// To the shardmaster's leader: this is how the sender is reached; the map should say so.
+    Register(Box<NodeInfo>),
+    /// A piece of a group's image.
+    SnapshotPiece {
+        /// The group.
+        group: GroupId,
+        /// The transfer; a new one replaces an old one.
+        transfer: u64,
+        /// Counts the pieces from 0.
+        sequence: u64,
+        /// The slot that the image is of.
+        slot: Slot,
+        /// The piece; empty and last behind the end.
+        piece: Bytes,
+        /// Whether this ends the image.
+        last: bool,
+    },
+    /// The receiver has stored this piece and waits for the next.
+    SnapshotAck {
+        /// The group.
+        group: GroupId,
+        /// The transfer.
+        transfer: u64,
+        /// The piece.
+        sequence: u64,
+    },
+}

@@ -1,0 +1,99 @@
+//! Ballot leader election by quorum connectivity (Ng, Haridi, Carbone: "Omni-Paxos", EuroSys 2023,
+//! §5.2). It may be wrong and only costs time: safety is the acceptors'.
+//!
+//! Every replica publishes the highest leader ballot that it knows, its own ballot and whether it is
+//! *happy*: connected to a leader that itself reaches a quorum. A replica takes over only when it is
+//! unhappy, all whom it reaches are unhappy too, and it reaches a quorum. So a replica behind a
+//! broken link (the chain A–B–C with leader C) does not disturb a leader that the others still
+//! follow, and a leader without a quorum is replaced even though some still hear it.
+
+use crate::leader::quorum_of;
+use crate::{Ballot, NodeId};
+use serde::{Deserialize, Serialize};
+
+/// What a replica publishes about one group to the other nodes, in heartbeats.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The highest ballot durably promised.
+    pub promised: Ballot,
+    /// The replica's own ballot in elections.
+    pub own: Ballot,
+    /// The leader that it follows.
+    pub leader: Ballot,
+    /// Whether it is content with that.
+    pub happy: bool,
+}
+
+/// One replica's view of who leads.
+#[derive(Clone, Debug)]
+pub struct Election {
+    me: NodeId,
+    own: Ballot,
+    leader: Ballot,
+    happy: bool,
+}
+
+impl Election {
+    /// Follows whatever was promised before. The own ballot starts below every real one.
+    pub fn new(me: NodeId, promised: Ballot) -> Election {
+        Election {
+            me,
+            own: Ballot { config: promised.config, round: 0, node: me, boot: 0 },
+            leader: promised,
+            happy: false,
+        }
+    }
+
+    /// The leader that this replica follows; the zero ballot before the first.
+    pub fn leader(&self) -> Ballot {
+        self.leader
+    }
+    /// This replica's own ballot.
+    pub fn own(&self) -> Ballot {
+        self.own
+    }
+    /// Whether this replica is content.
+    pub fn happy(&self) -> bool {
+        self.happy
+    }
+
+    /// A higher ballot was seen, in a message or in one's own promise.
+    pub fn saw(&mut self, ballot: Ballot) {
+        if ballot > self.leader {
+            self.leader = ballot;
+            self.happy = ballot == self.own;
+        }
+    }
+
+    /// One round: `reached` are the statuses of the other replicas with whom a round trip succeeded
+    /// lately. Returns whether this replica wants to take over.
+    pub fn round(&mut self, replicas: usize, reached: &[Status]) -> bool {
+        if let Some(highest) = reached.iter().map(|status| status.leader).max() {
+            self.saw(highest);
+        }
+        let reaches_quorum = reached.len() + 1 >= quorum_of(replicas);
+        self.happy = if self.leader == self.own {
+            let followers = reached.iter().filter(|status| status.leader <= self.own).count();
+            followers + 1 >= quorum_of(replicas)
+                || reached.iter().any(|status| status.leader > self.own && status.happy)
+        } else {
+            reached.iter().any(|status| status.own == self.leader && status.happy)
+        };
+        !self.happy && reaches_quorum && reached.iter().all(|status| !status.happy)
+    }
+
+    /// Takes over with a ballot above everything seen.
+    pub fn take_over(&mut self, boot: u64) -> Ballot {
+        let config = self.leader.config.max(self.own.config);
+        let round = self.leader.round.max(self.own.round) + 1;
+        self.own = Ballot { config, round, node: self.me, boot };
+        self.leader = self.own;
+        self.happy = true;
+        self.own
+    }
+
+    /// What this replica publishes.
+    pub fn status(&self, durably_promised: Ballot) -> Status {
+        Status { promised: durably_promised, own: self.own, leader: self.leader, happy: self.happy }
+    }
+}

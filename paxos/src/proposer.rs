@@ -1,0 +1,361 @@
+//! The leader's part of a replica: phase 1, adoption of the log that it finds, phase 2, resends.
+
+use crate::heartbeat::Heartbeats;
+use crate::leader::{
+    Confirm, Fetch, Leading, Peer, PeerPhase, best_promise, countable, quorum_of, quorum_watermark, sync_point,
+};
+use crate::message::{Message, Promise};
+use crate::replica::{Outputs, PIECE_BYTES_MAX, PIPELINE_SLOTS_MAX, Replica, Role};
+use crate::{Ballot, NodeId, Slot, Time};
+use bytes::Bytes;
+use std::collections::BTreeMap;
+
+impl Replica {
+    /// Answers to our own ballot. Those to an earlier one are dropped.
+    pub(crate) fn receive_as_leader(&mut self, now: Time, from: NodeId, message: Message, out: &mut Outputs) {
+        let ballot = message.ballot();
+        match (&mut self.role, message) {
+            (Role::Preparing(preparing), Message::Promise(promise)) if preparing.ballot == ballot => {
+                preparing.promises.insert(from, promise);
+                self.try_adopt(now, out);
+            }
+            (Role::Preparing(preparing), Message::Fetched { start, entries, .. }) if preparing.ballot == ballot => {
+                let Some(fetch) = preparing.fetch.as_mut().filter(|fetch| fetch.from == from) else { return };
+                if start != fetch.next() || entries.is_empty() {
+                    return;
+                }
+                let room = (fetch.end.0 + 1).saturating_sub(start.0) as usize;
+                fetch.entries.extend(entries.into_iter().take(room));
+                preparing.sent_at = now;
+                self.continue_fetch(now, out);
+            }
+            (Role::Leading(leading), Message::Promise(promise)) if leading.ballot == ballot => {
+                self.begin_sync(now, from, promise, out);
+            }
+            (Role::Leading(leading), Message::SyncProgress { staged, .. }) if leading.ballot == ballot => {
+                let Some(peer) = leading.peers.get_mut(&from) else { return };
+                if let PeerPhase::Syncing { cut, end, next } = peer.phase {
+                    let wanted = staged.next().max(cut.next());
+                    if wanted != next {
+                        peer.phase = PeerPhase::Syncing { cut, end, next: wanted };
+                    }
+                    peer.moved_at = now;
+                    self.send_to(now, from, out);
+                }
+            }
+            (Role::Leading(leading), Message::Accepted { length, decided, .. }) if leading.ballot == ballot => {
+                let Some(peer) = leading.peers.get_mut(&from) else { return };
+                let next = match peer.phase {
+                    PeerPhase::Replicating { next } => next.max(length.next()),
+                    PeerPhase::Syncing { end, .. } if length < end => return,
+                    PeerPhase::Syncing { .. } | PeerPhase::Probing => length.next(),
+                };
+                peer.phase = PeerPhase::Replicating { next };
+                if peer.matched.is_none_or(|matched| matched < length) {
+                    peer.matched = Some(length);
+                    peer.moved_at = now;
+                }
+                peer.decided = peer.decided.max(decided);
+                self.send_to(now, from, out);
+            }
+            (Role::Leading(leading), Message::Confirmed { round, .. }) if leading.ballot == ballot => {
+                let quorum = quorum_of(self.config.replicas.len());
+                let confirm = &mut leading.confirm;
+                if round != confirm.begun || confirm.confirmed == confirm.begun {
+                    return;
+                }
+                confirm.acks.insert(from);
+                if confirm.acks.len() >= quorum {
+                    confirm.confirmed = confirm.begun;
+                    if confirm.again {
+                        self.step_confirm(now, out);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Begins the round that was asked for while another one ran.
+    fn step_confirm(&mut self, now: Time, out: &mut Outputs) {
+        let peers = self.peers();
+        let me = self.config.me;
+        let Role::Leading(leading) = &mut self.role else { return };
+        let (begun, confirmed) = (leading.confirm.begun + 1, leading.confirm.confirmed);
+        leading.confirm = Confirm { begun, confirmed, sent_at: now, ..Confirm::default() };
+        leading.confirm.acks.insert(me);
+        let ballot = leading.ballot;
+        for peer in peers {
+            self.send_now(out, peer, Message::Confirm { ballot, round: begun });
+        }
+    }
+
+    /// Our own records are durable: our promise counts in phase 1, our vote in phase 2.
+    pub(crate) fn own_durable(&mut self, now: Time, promised: Ballot, out: &mut Outputs) {
+        let me = self.config.me;
+        let promise = self.acceptor.promise();
+        if let Role::Preparing(preparing) = &mut self.role {
+            if preparing.ballot == promised {
+                preparing.promises.insert(me, promise);
+                self.try_adopt(now, out);
+            }
+        }
+    }
+
+    /// With a quorum of promises, our own among them: fetch the best log, or adopt it.
+    fn try_adopt(&mut self, now: Time, out: &mut Outputs) {
+        let (me, quorum) = (self.config.me, quorum_of(self.config.replicas.len()));
+        let own = self.acceptor.promise();
+        let Role::Preparing(preparing) = &mut self.role else { return };
+        let ready = preparing.promises.contains_key(&me) && countable(&preparing.promises) >= quorum;
+        if !ready || preparing.fetch.is_some() {
+            return;
+        }
+        preparing.promises.insert(me, own);
+        let Some((best, promise)) = best_promise(&preparing.promises) else { return };
+        let cut = if best == me { own.length } else { sync_point(&own, promise.accepted, promise.length) };
+        let ballot = preparing.ballot;
+        if best != me && cut < promise.length && cut.next() < promise.first_kept {
+            // We lag behind what the best log still holds; a snapshot of it comes first.
+            preparing.promises.remove(&best);
+            preparing.sent_at = now;
+            self.send_now(out, best, Message::NeedSnapshot { ballot });
+            return;
+        }
+        let end = promise.length.max(cut);
+        preparing.fetch = Some(Fetch { from: best, cut, end, entries: Vec::new() });
+        self.continue_fetch(now, out);
+    }
+
+    fn continue_fetch(&mut self, now: Time, out: &mut Outputs) {
+        let Role::Preparing(preparing) = &mut self.role else { return };
+        let ballot = preparing.ballot;
+        let Some(fetch) = &mut preparing.fetch else { return };
+        if fetch.next() <= fetch.end {
+            let (from, start, end) = (fetch.from, fetch.next(), fetch.end);
+            self.send_now(out, from, Message::Fetch { ballot, start, end });
+            return;
+        }
+        let Some(best) = preparing.promises.get(&fetch.from) else { return };
+        let adopted = (best.accepted, fetch.end);
+        let (cut, entries) = (fetch.cut, std::mem::take(&mut fetch.entries));
+        let promises = std::mem::take(&mut preparing.promises);
+        self.acceptor.adopt_as_leader(ballot, cut, entries, &mut out.records);
+        self.lead(now, ballot, adopted, promises, out);
+    }
+
+    /// Phase 1 is over. A no-op of our own ballot comes first: once it is applied, everything that
+    /// earlier ballots decided is applied too.
+    fn lead(
+        &mut self,
+        now: Time,
+        ballot: Ballot,
+        adopted: (Ballot, Slot),
+        promises: BTreeMap<NodeId, Promise>,
+        out: &mut Outputs,
+    ) {
+        let peers = self.peers().into_iter().map(|node| (node, Peer::new(now))).collect();
+        let decided = self.acceptor.decided();
+        self.role = Role::Leading(Leading { ballot, adopted, peers, decided, confirm: Confirm::default() });
+        out.ping = true;
+        self.propose(now, Bytes::new(), out);
+        let me = self.config.me;
+        for (node, promise) in promises.into_iter().filter(|(node, _)| *node != me) {
+            self.begin_sync(now, node, promise, out);
+        }
+    }
+
+    /// A peer promised our ballot: bring it to our log.
+    fn begin_sync(&mut self, now: Time, node: NodeId, promise: Promise, out: &mut Outputs) {
+        let first_kept = self.acceptor.log().first_kept();
+        let end = self.acceptor.log().length();
+        let Role::Leading(leading) = &mut self.role else { return };
+        let Some(peer) = leading.peers.get_mut(&node) else { return };
+        if promise.suspect {
+            peer.matched = None;
+        } else if peer.phase != PeerPhase::Probing {
+            return;
+        }
+        let cut = if promise.accepted == leading.ballot && !promise.suspect {
+            promise.length
+        } else {
+            sync_point(&promise, leading.adopted.0, leading.adopted.1)
+        };
+        peer.moved_at = now;
+        if cut.next() < first_kept {
+            out.snapshot_wanted.push(node);
+            return;
+        }
+        assert!(cut <= end, "{node} keeps its log up to {cut}, beyond the leader's {end}");
+        peer.phase = PeerPhase::Syncing { cut, end, next: cut.next() };
+        self.send_to(now, node, out);
+    }
+
+    /// Appends an entry to our own log and sends it on. Ignored where we do not lead.
+    pub(crate) fn propose(&mut self, now: Time, entry: Bytes, out: &mut Outputs) {
+        let Role::Leading(leading) = &self.role else { return };
+        let (ballot, start) = (leading.ballot, self.next_slot());
+        let placed = self.acceptor.accept(ballot, start, vec![entry], &mut out.records);
+        assert!(placed, "leader of {ballot} cannot accept its own proposal at {start}");
+        for node in self.peers() {
+            self.send_to(now, node, out);
+        }
+    }
+
+    /// Sends a peer what comes next for it, inside its window.
+    fn send_to(&mut self, now: Time, node: NodeId, out: &mut Outputs) {
+        let log = self.acceptor.log().range();
+        let Role::Leading(leading) = &mut self.role else { return };
+        let (ballot, decided) = (leading.ballot, leading.decided);
+        let Some(peer) = leading.peers.get_mut(&node) else { return };
+        let mut messages = Vec::new();
+        match peer.phase {
+            PeerPhase::Probing => {}
+            PeerPhase::Syncing { cut, end, next } if cut.next() < log.0 || next < log.0 => {
+                let _ = end;
+                peer.phase = PeerPhase::Probing;
+            }
+            PeerPhase::Syncing { cut, end, mut next } => {
+                // One piece at a time: SyncProgress asks for the next. An empty one carries the cut.
+                if next <= end || next == cut.next() {
+                    let entries = self.acceptor.log().piece(next, end, PIECE_BYTES_MAX);
+                    let start = next;
+                    next = Slot(next.0 + entries.len() as u64);
+                    messages.push(Message::AcceptSync { ballot, cut, start, end, entries, decided });
+                    peer.decided_sent = decided;
+                }
+                peer.phase = PeerPhase::Syncing { cut, end, next };
+                peer.moved_at = now;
+            }
+            PeerPhase::Replicating { next } if next < log.0 => {
+                peer.phase = PeerPhase::Probing;
+                peer.matched = None;
+            }
+            PeerPhase::Replicating { mut next } => {
+                let matched = peer.matched.unwrap_or(Slot(0));
+                while next <= log.1 && next.0 - matched.0 <= PIPELINE_SLOTS_MAX {
+                    let last = Slot((matched.0 + PIPELINE_SLOTS_MAX).min(log.1.0));
+                    let entries = self.acceptor.log().piece(next, last, PIECE_BYTES_MAX);
+                    let start = next;
+                    next = Slot(next.0 + entries.len() as u64);
+                    messages.push(Message::Accept { ballot, start, entries, decided });
+                    if peer.moved_at < now && start == matched.next() {
+                        peer.moved_at = now;
+                    }
+                    peer.decided_sent = decided;
+                }
+                peer.phase = PeerPhase::Replicating { next };
+            }
+        }
+        for message in messages {
+            self.send_now(out, node, message);
+        }
+    }
+
+    /// Computes what a quorum has durably accepted; tells peers that have nothing else to hear.
+    pub(crate) fn advance(&mut self, _now: Time, out: &mut Outputs) {
+        let quorum = quorum_of(self.config.replicas.len());
+        let Role::Leading(leading) = &mut self.role else { return };
+        let own = self.acceptor.vote(leading.ballot);
+        let mut watermarks: Vec<Slot> = leading.peers.values().filter_map(|peer| peer.matched).collect();
+        watermarks.extend(own);
+        if watermarks.len() < quorum {
+            return;
+        }
+        let reached = quorum_watermark(watermarks, quorum);
+        leading.decided = leading.decided.max(reached);
+        let (ballot, decided) = (leading.ballot, leading.decided);
+        let mut tell = Vec::new();
+        for (node, peer) in &mut leading.peers {
+            if matches!(peer.phase, PeerPhase::Replicating { .. }) && peer.decided_sent < decided {
+                peer.decided_sent = decided;
+                tell.push(*node);
+            }
+        }
+        self.acceptor.announce(ballot, decided);
+        for node in tell {
+            self.send_now(out, node, Message::Decide { ballot, decided, answer: false });
+        }
+    }
+
+    /// Whatever went unanswered for a while is said again; a peer that needs nothing hears nothing.
+    pub(crate) fn resend(&mut self, now: Time, heartbeats: &Heartbeats, out: &mut Outputs) {
+        let resend_micros = heartbeats.timing().resend_micros;
+        let end = self.acceptor.log().length();
+        match &mut self.role {
+            Role::Follower => {}
+            Role::Preparing(preparing) => {
+                if now.since(preparing.sent_at) < resend_micros {
+                    return;
+                }
+                preparing.sent_at = now;
+                let (ballot, handover) = (preparing.ballot, preparing.handover);
+                let promised: Vec<NodeId> = preparing.promises.keys().copied().collect();
+                // The promiser that we fetch from may be gone; a fresh choice among fresh promises.
+                let stalled = preparing.fetch.as_ref().is_some_and(|fetch| !heartbeats.reaches(now, fetch.from));
+                if stalled {
+                    if let Some(fetch) = preparing.fetch.take() {
+                        preparing.promises.remove(&fetch.from);
+                    }
+                }
+                for node in self.peers().into_iter().filter(|node| !promised.contains(node)) {
+                    if self.acceptor.promised() == ballot {
+                        self.send_durable(out, node, Message::Prepare { ballot, handover });
+                    }
+                }
+                if stalled { self.try_adopt(now, out) } else { self.continue_fetch(now, out) }
+            }
+            Role::Leading(leading) => {
+                let ballot = leading.ballot;
+                let mut probe = Vec::new();
+                let mut again = Vec::new();
+                let mut remind = Vec::new();
+                let decided = leading.decided;
+                for (node, peer) in &mut leading.peers {
+                    if now.since(peer.moved_at) < resend_micros || !heartbeats.reaches(now, *node) {
+                        continue;
+                    }
+                    match peer.phase {
+                        PeerPhase::Probing => probe.push(*node),
+                        PeerPhase::Syncing { .. } => {
+                            // It may have restarted and lost what it staged: ask where it stands.
+                            peer.phase = PeerPhase::Probing;
+                            probe.push(*node);
+                        }
+                        PeerPhase::Replicating { .. } => {
+                            let matched = peer.matched.unwrap_or(Slot(0));
+                            if matched < end {
+                                peer.phase = PeerPhase::Replicating { next: matched.next() };
+                                again.push(*node);
+                            } else if peer.decided < leading.decided {
+                                remind.push(*node);
+                            } else {
+                                continue;
+                            }
+                        }
+                    }
+                    peer.moved_at = now;
+                }
+                let confirm = &mut leading.confirm;
+                let mut unconfirmed = Vec::new();
+                if confirm.confirmed < confirm.begun && now.since(confirm.sent_at) >= resend_micros {
+                    confirm.sent_at = now;
+                    unconfirmed.extend(leading.peers.keys().filter(|node| !confirm.acks.contains(node)).copied());
+                }
+                let round = confirm.begun;
+                for node in unconfirmed {
+                    self.send_now(out, node, Message::Confirm { ballot, round });
+                }
+                for node in probe {
+                    self.send_durable(out, node, Message::Prepare { ballot, handover: None });
+                }
+                for node in remind {
+                    self.send_now(out, node, Message::Decide { ballot, decided, answer: true });
+                }
+                for node in again {
+                    self.send_to(now, node, out);
+                }
+            }
+        }
+    }
+}

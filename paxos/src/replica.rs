@@ -1,0 +1,456 @@
+//! One replica of one group: the door through which everything goes.
+//!
+//! [`Replica::step`] takes an input and the time, and returns what is to be logged, what may be sent
+//! at once, what may be sent only after the log's tail as of this step is durable, and what has been
+//! decided. The host performs these and reports back with [`Input::Durable`].
+//!
+//! Branching happens here; the acceptor (safety), the leader's bookkeeping and elections (liveness)
+//! are leaves.
+
+use crate::acceptor::{Acceptor, Synced};
+use crate::election::{Election, Status};
+use crate::heartbeat::Heartbeats;
+use crate::leader::{Confirm, Leading, Preparing, quorum_of};
+use crate::message::{Envelope, Message};
+use crate::record::{Record, Recovered};
+use crate::{Ballot, GroupId, NodeId, Slot, Time};
+use bytes::Bytes;
+use std::collections::{BTreeMap, VecDeque};
+
+/// Entries' bytes in one message or piece; a single larger entry travels alone.
+pub(crate) const PIECE_BYTES_MAX: usize = 1 << 20;
+/// Entries in flight to one peer beyond what it acknowledged.
+pub(crate) const PIPELINE_SLOTS_MAX: u64 = 256;
+
+/// What can happen to a replica.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// Time has passed: election round, resends. About once per heartbeat interval.
+    Tick,
+    /// A message from another replica of the group.
+    Message {
+        /// The sender.
+        from: NodeId,
+        /// What it says.
+        message: Message,
+    },
+    /// The leader's host proposes an entry; it gets [`Replica::next_slot`].
+    Propose(Bytes),
+    /// Everything logged up to this record number ([`Outputs::tail`]) is durable.
+    Durable(u64),
+    /// The state machine has installed a snapshot through this slot, durably.
+    Installed(Slot),
+    /// Everything up to `slot` is applied and flushed; forget it, but for the newest `keep_bytes`,
+    /// which peers that lag a little may still ask for.
+    Trim {
+        /// The last slot that may go.
+        slot: Slot,
+        /// How much to keep all the same, in bytes.
+        keep_bytes: usize,
+    },
+    /// Ask a quorum whether this leader is still the highest; see [`Replica::confirm_round`].
+    Confirm,
+    /// Hand leadership over to another replica.
+    HandOver(NodeId),
+    /// Write the whole state (and entries above this flushed slot) to the log again.
+    Checkpoint(Slot),
+}
+
+/// What a step wants done. In this order: log, send, apply.
+#[derive(Clone, Debug, Default)]
+pub struct Outputs {
+    /// For the log, in order.
+    pub records: Vec<Record>,
+    /// How many records this replica has emitted so far, these included.
+    pub tail: u64,
+    /// May leave at once.
+    pub send_now: Vec<Envelope>,
+    /// May leave when everything up to `tail` is durable.
+    pub send_durable: Vec<Envelope>,
+    /// Newly decided entries, consecutive, each exactly once.
+    pub decided: Vec<(Slot, Bytes)>,
+    /// These peers lack more than the log holds: send them a snapshot of the state machine.
+    pub snapshot_wanted: Vec<NodeId>,
+    /// The host should ping at once: a new leader waits for its lease.
+    pub ping: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Role {
+    Follower,
+    Preparing(Preparing),
+    Leading(Leading),
+}
+
+/// What becomes true when a record is durable.
+#[derive(Clone, Copy, Debug)]
+struct Mark {
+    record: u64,
+    promised: Ballot,
+    accepted: Ballot,
+    length: Slot,
+}
+
+/// Whether an acceptor that promised `promised` may promise `ballot` now: to the same node, after a
+/// hand-over by the old leader, or when the lease that it granted has ended.
+fn may_promise(
+    heartbeats: &Heartbeats,
+    group: GroupId,
+    promised: Ballot,
+    ballot: Ballot,
+    handover: Option<Ballot>,
+    now: Time,
+) -> bool {
+    promised.node == ballot.node || handover == Some(promised) || now >= heartbeats.grant_ends(group, promised)
+}
+
+/// Who and where a replica is.
+#[derive(Clone, Debug)]
+pub struct ReplicaConfig {
+    /// Its node.
+    pub me: NodeId,
+    /// Its group.
+    pub group: GroupId,
+    /// All replicas' nodes, itself included.
+    pub replicas: Vec<NodeId>,
+    /// The node's durable boot counter.
+    pub boot: u64,
+}
+
+/// A replica.
+#[derive(Clone, Debug)]
+pub struct Replica {
+    pub(crate) config: ReplicaConfig,
+    pub(crate) acceptor: Acceptor,
+    pub(crate) election: Election,
+    pub(crate) role: Role,
+    pub(crate) durable_promised: Ballot,
+    tail: u64,
+    marks: VecDeque<Mark>,
+    /// The last slot given out in [`Outputs::decided`].
+    delivered: Slot,
+    /// Leadership was handed over at this ballot; it serves nothing any more.
+    abdicated: Option<(Ballot, Time)>,
+}
+
+impl Replica {
+    /// A replica with its recovered state. `applied` is the state machine's slot.
+    pub fn new(config: ReplicaConfig, recovered: Recovered, applied: Slot) -> Replica {
+        assert!(config.replicas.contains(&config.me), "{} is no replica of {}", config.me, config.group);
+        let acceptor = Acceptor::new(recovered);
+        let promised = acceptor.promised();
+        assert!(applied <= acceptor.decided(), "applied {applied} beyond decided {}", acceptor.decided());
+        Replica {
+            election: Election::new(config.me, promised),
+            config,
+            acceptor,
+            role: Role::Follower,
+            durable_promised: promised,
+            tail: 0,
+            marks: VecDeque::new(),
+            delivered: applied,
+            abdicated: None,
+        }
+    }
+
+    /// The one door. `heartbeats` are the node's: who is reachable, which grants run.
+    pub fn step(&mut self, now: Time, heartbeats: &Heartbeats, input: Input) -> Outputs {
+        let mut out = Outputs::default();
+        match input {
+            Input::Tick => self.tick(now, heartbeats, &mut out),
+            Input::Message { from, message } => self.receive(now, heartbeats, from, message, &mut out),
+            Input::Propose(entry) => self.propose(now, entry, &mut out),
+            Input::Durable(record) => self.durable(now, record, &mut out),
+            Input::Installed(slot) => {
+                self.acceptor.installed(slot, &mut out.records);
+                self.delivered = self.delivered.max(slot);
+            }
+            Input::Trim { slot, keep_bytes } => self.acceptor.trim(slot.min(self.delivered), keep_bytes),
+            Input::Confirm => self.confirm(now, &mut out),
+            Input::HandOver(to) => self.hand_over(now, to, &mut out),
+            Input::Checkpoint(flushed) => {
+                self.acceptor.checkpoint(flushed.min(self.delivered), PIECE_BYTES_MAX, &mut out.records);
+            }
+        }
+        self.follow_ballots();
+        self.finish(now, out)
+    }
+
+    /// Numbers the records, notes what becomes true with them, and delivers what is decided.
+    fn finish(&mut self, now: Time, mut out: Outputs) -> Outputs {
+        self.tail += out.records.len() as u64;
+        out.tail = self.tail;
+        if !out.records.is_empty() {
+            self.marks.push_back(Mark {
+                record: self.tail,
+                promised: self.acceptor.promised(),
+                accepted: self.acceptor.accepted(),
+                length: self.acceptor.log().length(),
+            });
+        }
+        self.advance(now, &mut out);
+        while self.delivered < self.acceptor.decided() {
+            let slot = self.delivered.next();
+            // Below the first kept slot a snapshot stands; the host installs it and says so.
+            let Some(entry) = self.acceptor.log().get(slot) else { break };
+            out.decided.push((slot, entry.clone()));
+            self.delivered = slot;
+        }
+        out
+    }
+
+    /// A higher ballot anywhere ends our own role; a promise is a ballot seen.
+    pub(crate) fn follow_ballots(&mut self) {
+        self.election.saw(self.acceptor.promised());
+        let current = self.election.leader();
+        let ours = match &self.role {
+            Role::Follower => return,
+            Role::Preparing(preparing) => preparing.ballot,
+            Role::Leading(leading) => leading.ballot,
+        };
+        if current > ours || self.acceptor.promised() > ours {
+            self.role = Role::Follower;
+        }
+    }
+
+    fn tick(&mut self, now: Time, heartbeats: &Heartbeats, out: &mut Outputs) {
+        let reached = heartbeats.reached(now, self.config.group, &self.config.replicas);
+        let wants = self.election.round(self.config.replicas.len(), &reached);
+        let timing = heartbeats.timing();
+        // The one we handed over to did not take it.
+        let stuck = self
+            .abdicated
+            .is_some_and(|(ballot, at)| self.election.leader() == ballot && now.since(at) > timing.peer_timeout_micros);
+        if (wants || stuck) && !self.acceptor.suspect() {
+            self.take_over(now, None);
+        }
+        self.follow_ballots();
+        self.begin_phase_1(now, heartbeats, out);
+        self.resend(now, heartbeats, out);
+    }
+
+    /// Wants to lead, with a ballot above everything seen.
+    fn take_over(&mut self, now: Time, handover: Option<Ballot>) {
+        let ballot = self.election.take_over(self.config.boot);
+        self.abdicated = None;
+        self.role =
+            Role::Preparing(Preparing { ballot, promises: BTreeMap::new(), fetch: None, handover, sent_at: now });
+    }
+
+    /// Phase 1a, as soon as our own acceptor may promise: it, too, may have granted a lease.
+    fn begin_phase_1(&mut self, now: Time, heartbeats: &Heartbeats, out: &mut Outputs) {
+        let Role::Preparing(preparing) = &mut self.role else { return };
+        let (ballot, handover) = (preparing.ballot, preparing.handover);
+        let promised = self.acceptor.promised();
+        if promised >= ballot || !may_promise(heartbeats, self.config.group, promised, ballot, handover, now) {
+            return;
+        }
+        preparing.sent_at = now;
+        let _ = self.acceptor.prepare(ballot, &mut out.records);
+        for peer in self.peers() {
+            self.send_durable(out, peer, Message::Prepare { ballot, handover });
+        }
+    }
+
+    fn receive(&mut self, now: Time, heartbeats: &Heartbeats, from: NodeId, message: Message, out: &mut Outputs) {
+        if !self.config.replicas.contains(&from) || from == self.config.me {
+            return;
+        }
+        match message {
+            Message::Prepare { ballot, handover } => self.on_prepare(now, heartbeats, from, ballot, handover, out),
+            Message::AcceptSync { ballot, cut, start, end, entries, decided } => {
+                let synced = self.acceptor.accept_sync(ballot, cut, start, end, entries, &mut out.records);
+                match synced {
+                    Synced::Ignored => {}
+                    Synced::Staged(staged) => self.send_now(out, from, Message::SyncProgress { ballot, staged }),
+                    Synced::Adopted => {
+                        self.acceptor.announce(ballot, decided);
+                        self.answer_accepted(from, ballot, out);
+                    }
+                }
+            }
+            Message::Accept { ballot, start, entries, decided } => {
+                let placed = self.acceptor.accept(ballot, start, entries, &mut out.records);
+                self.acceptor.announce(ballot, decided);
+                if placed || self.acceptor.accepted() == ballot {
+                    self.answer_accepted(from, ballot, out);
+                }
+            }
+            Message::Decide { ballot, decided, answer } => {
+                self.acceptor.announce(ballot, decided);
+                if answer && self.acceptor.accepted() == ballot {
+                    self.answer_accepted(from, ballot, out);
+                }
+            }
+            Message::Confirm { ballot, round } => {
+                if self.acceptor.promised() == ballot {
+                    self.send_durable(out, from, Message::Confirmed { ballot, round });
+                }
+            }
+            Message::Fetch { ballot, start, end } => self.answer_fetch(from, ballot, start, end, out),
+            Message::Handover { ballot } => {
+                let follows = self.election.leader() == ballot && self.acceptor.accepted() == ballot;
+                if follows && !self.acceptor.suspect() {
+                    self.take_over(now, Some(ballot));
+                    self.begin_phase_1(now, heartbeats, out);
+                }
+            }
+            Message::NeedSnapshot { .. } => out.snapshot_wanted.push(from),
+            Message::Promise(_)
+            | Message::Fetched { .. }
+            | Message::SyncProgress { .. }
+            | Message::Accepted { .. }
+            | Message::Confirmed { .. } => self.receive_as_leader(now, from, message, out),
+        }
+    }
+
+    /// The leader's lease, if someone else holds one here, must end before another is promised.
+    fn on_prepare(
+        &mut self,
+        now: Time,
+        heartbeats: &Heartbeats,
+        from: NodeId,
+        ballot: Ballot,
+        handover: Option<Ballot>,
+        out: &mut Outputs,
+    ) {
+        let promised = self.acceptor.promised();
+        if ballot.node != from {
+            return;
+        }
+        if ballot > promised && !may_promise(heartbeats, self.config.group, promised, ballot, handover, now) {
+            return;
+        }
+        if let Some(promise) = self.acceptor.prepare(ballot, &mut out.records) {
+            self.send_durable(out, from, Message::Promise(promise));
+        }
+    }
+
+    fn answer_accepted(&self, to: NodeId, ballot: Ballot, out: &mut Outputs) {
+        let (length, decided) = (self.acceptor.log().length(), self.acceptor.decided());
+        self.send_durable(out, to, Message::Accepted { ballot, length, decided });
+    }
+
+    fn answer_fetch(&self, to: NodeId, ballot: Ballot, start: Slot, end: Slot, out: &mut Outputs) {
+        if self.acceptor.promised() != ballot {
+            return;
+        }
+        if start < self.acceptor.log().first_kept() {
+            out.snapshot_wanted.push(to);
+            return;
+        }
+        let entries = self.acceptor.log().piece(start, end, PIECE_BYTES_MAX);
+        self.send_now(out, to, Message::Fetched { ballot, start, entries });
+    }
+
+    /// Promises and votes count when durable, our own too.
+    fn durable(&mut self, now: Time, record: u64, out: &mut Outputs) {
+        let mut reached = None;
+        while let Some(mark) = self.marks.front().filter(|mark| mark.record <= record) {
+            reached = Some(*mark);
+            self.marks.pop_front();
+        }
+        let Some(mark) = reached else { return };
+        assert!(mark.promised >= self.durable_promised, "promise fell {} → {}", self.durable_promised, mark.promised);
+        self.durable_promised = mark.promised;
+        self.acceptor.persisted(mark.accepted, mark.length);
+        self.own_durable(now, mark.promised, out);
+    }
+
+    fn confirm(&mut self, now: Time, out: &mut Outputs) {
+        let (me, peers) = (self.config.me, self.peers());
+        let Role::Leading(leading) = &mut self.role else { return };
+        if leading.confirm.confirmed < leading.confirm.begun {
+            leading.confirm.again = true;
+            return;
+        }
+        let (ballot, confirm) = (leading.ballot, &mut leading.confirm);
+        *confirm =
+            Confirm { begun: confirm.begun + 1, confirmed: confirm.confirmed, sent_at: now, ..Confirm::default() };
+        confirm.acks.insert(me);
+        if quorum_of(peers.len() + 1) == 1 {
+            confirm.confirmed = confirm.begun;
+        }
+        let round = confirm.begun;
+        for peer in peers {
+            self.send_now(out, peer, Message::Confirm { ballot, round });
+        }
+    }
+
+    fn hand_over(&mut self, now: Time, to: NodeId, out: &mut Outputs) {
+        let Role::Leading(leading) = &self.role else { return };
+        let ballot = leading.ballot;
+        let caught_up = leading.peers.get(&to).is_some_and(|peer| peer.matched == Some(self.acceptor.log().length()));
+        if caught_up {
+            self.role = Role::Follower;
+            self.abdicated = Some((ballot, now));
+            self.send_now(out, to, Message::Handover { ballot });
+        }
+    }
+
+    pub(crate) fn peers(&self) -> Vec<NodeId> {
+        self.config.replicas.iter().copied().filter(|node| *node != self.config.me).collect()
+    }
+
+    pub(crate) fn send_now(&self, out: &mut Outputs, to: NodeId, message: Message) {
+        out.send_now.push(self.envelope(to, message));
+    }
+
+    pub(crate) fn send_durable(&self, out: &mut Outputs, to: NodeId, message: Message) {
+        out.send_durable.push(self.envelope(to, message));
+    }
+
+    fn envelope(&self, to: NodeId, message: Message) -> Envelope {
+        Envelope { from: self.config.me, to, group: self.config.group, message }
+    }
+
+    /// What this replica publishes in heartbeats.
+    pub fn status(&self) -> Status {
+        self.election.status(self.durable_promised)
+    }
+    /// The acceptor, for inspection.
+    pub fn acceptor(&self) -> &Acceptor {
+        &self.acceptor
+    }
+    /// The ballot whose leader this replica follows.
+    pub fn leader(&self) -> Ballot {
+        self.election.leader()
+    }
+    /// The ballot at which this replica leads and may propose, if it does.
+    pub fn leading(&self) -> Option<Ballot> {
+        match &self.role {
+            Role::Leading(leading) if self.acceptor.promised() == leading.ballot => Some(leading.ballot),
+            Role::Follower | Role::Preparing(_) | Role::Leading(_) => None,
+        }
+    }
+    /// The slot that the next proposal gets.
+    pub fn next_slot(&self) -> Slot {
+        self.acceptor.log().length().next()
+    }
+    /// The group's replicas.
+    pub fn replicas(&self) -> &[NodeId] {
+        &self.config.replicas
+    }
+    /// The confirmation round that the next [`Input::Confirm`] is answered by: reads that wait for
+    /// it to be [`Replica::confirmed`] began before it.
+    pub fn confirm_round(&self) -> u64 {
+        match &self.role {
+            Role::Leading(leading) => leading.confirm.begun + 1,
+            Role::Follower | Role::Preparing(_) => u64::MAX,
+        }
+    }
+    /// The last confirmation round that a quorum has answered; 0 before the first.
+    pub fn confirmed(&self) -> u64 {
+        match &self.role {
+            Role::Leading(leading) => leading.confirm.confirmed,
+            Role::Follower | Role::Preparing(_) => 0,
+        }
+    }
+    /// How far each peer has durably accepted, on a leader.
+    pub fn matched(&self) -> BTreeMap<NodeId, Option<Slot>> {
+        match &self.role {
+            Role::Leading(leading) => leading.peers.iter().map(|(node, peer)| (*node, peer.matched)).collect(),
+            Role::Follower | Role::Preparing(_) => BTreeMap::new(),
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! The encoding of everything that leaves the process or lands in the log: one version byte, then
+//! postcard (<https://postcard.jamesmunns.com/wire-format>). Decoding is total: any input gives a
+//! value or an error.
+
+use bytes::Bytes;
+use serde::{Serialize, de::DeserializeOwned};
+
+/// The only version so far. A message of a newer version is refused with its number.
+pub const CODEC_VERSION: u8 = 1;
+
+/// Why bytes could not be decoded.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// Written by a newer (or no) CloudPaxos.
+    #[error("encoding version {0} is unknown here (this build reads version {CODEC_VERSION}); upgrade this node")]
+    Version(u8),
+    /// Truncated or rotten.
+    #[error("malformed encoding: {0}")]
+    Malformed(#[from] postcard::Error),
+    /// No bytes at all.
+    #[error("malformed encoding: empty")]
+    Empty,
+}
+
+/// Encodes a value behind the version byte.
+pub fn encode<T: Serialize>(value: &T) -> Bytes {
+    let mut out = Vec::with_capacity(256);
+    out.push(CODEC_VERSION);
+    // Our types contain nothing that postcard cannot write (no unsized maps, no I/O).
+    match postcard::to_extend(value, out) {
+        Ok(out) => out.into(),
+        Err(error) => panic!("a value of ours cannot be encoded: {error}"),
+    }
+}
+
+/// Decodes what [`encode`] wrote.
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
+    match bytes.split_first() {
+        None => Err(DecodeError::Empty),
+        Some((&CODEC_VERSION, body)) => Ok(postcard::from_bytes(body)?),
+        Some((&other, _)) => Err(DecodeError::Version(other)),
+    }
+}

@@ -1,0 +1,100 @@
+//! The shard map: which group owns which range of keys. The shardmaster decides it, gateways route
+//! by it, groups hold their own part of it.
+
+use crate::types::{Bounds, Epoch, Keys, ShardId};
+use paxos::{GroupId, NodeId};
+use serde::{Deserialize, Serialize};
+
+/// One shard and its owner.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardInfo {
+    /// The shard.
+    pub id: ShardId,
+    /// Its keys.
+    pub bounds: Bounds,
+    /// The owner.
+    pub group: GroupId,
+    /// Counts the owners.
+    pub epoch: Epoch,
+}
+
+/// A replica group and where its replicas live.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupInfo {
+    /// The group.
+    pub id: GroupId,
+    /// Its replicas' nodes, ascending.
+    pub replicas: Vec<NodeId>,
+}
+
+/// A node as the cluster knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeInfo {
+    /// The node.
+    pub id: NodeId,
+    /// The operator's name for it.
+    pub name: String,
+    /// `host:port` of its peer port.
+    pub peer_address: String,
+    /// `host:port` that clients use; empty where it serves no clients.
+    pub client_address: String,
+}
+
+/// All shards, groups and nodes at one version. Shards are sorted by start, tile the keyspace
+/// without gap or overlap, and there is at least one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardMap {
+    /// Rises with every change.
+    pub version: u64,
+    /// The cluster's id, equal on all nodes and gateways.
+    pub cluster_id: u64,
+    /// History below this revision is (being) dropped; 0 means none yet.
+    pub compacted: crate::types::Revision,
+    /// Sorted by start.
+    pub shards: Vec<ShardInfo>,
+    /// Data groups, sorted by id. The shardmaster group is not among them.
+    pub groups: Vec<GroupInfo>,
+    /// All nodes, sorted by id.
+    pub nodes: Vec<NodeInfo>,
+}
+
+/// The group that holds the shard map and the sequencer.
+pub const SHARDMASTER_GROUP: GroupId = GroupId(1);
+
+impl ShardMap {
+    /// The shard that holds `key`; `None` only on an empty map.
+    pub fn shard_of(&self, key: &[u8]) -> Option<&ShardInfo> {
+        let behind = self.shards.partition_point(|shard| &shard.bounds.start[..] <= key);
+        self.shards.get(behind.checked_sub(1)?)
+    }
+
+    /// The shards that `keys` touch, in key order.
+    pub fn shards_of<'a>(&'a self, keys: &'a Keys) -> impl Iterator<Item = &'a ShardInfo> {
+        self.shards.iter().filter(|shard| shard.bounds.intersects(keys))
+    }
+
+    /// A group by its id.
+    pub fn group(&self, id: GroupId) -> Option<&GroupInfo> {
+        self.groups.iter().find(|group| group.id == id)
+    }
+
+    /// What is wrong with the map, if anything: a gap, an overlap, an unknown owner.
+    pub fn check(&self) -> Result<(), String> {
+        let Some(first) = self.shards.first() else { return Err("the map has no shard".into()) };
+        if !first.bounds.start.is_empty() {
+            return Err(format!("the first shard {} does not start at the empty key", first.id));
+        }
+        for pair in self.shards.windows(2) {
+            if pair[0].bounds.end.as_ref() != Some(&pair[1].bounds.start) {
+                return Err(format!("shards {} and {} do not meet", pair[0].id, pair[1].id));
+            }
+        }
+        if let Some(last) = self.shards.last().filter(|last| last.bounds.end.is_some()) {
+            return Err(format!("the last shard {} does not reach the end of the keyspace", last.id));
+        }
+        match self.shards.iter().find(|shard| self.group(shard.group).is_none()) {
+            Some(orphan) => Err(format!("shard {} is owned by the unknown group {}", orphan.id, orphan.group)),
+            None => Ok(()),
+        }
+    }
+}

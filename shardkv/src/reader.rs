@@ -1,0 +1,100 @@
+//! Reads from other threads, while applying goes on.
+//!
+//! No lock is held and no snapshot taken: a read at a fixed revision finds the same versions
+//! whatever is applied meanwhile (see [`crate::mvcc`]). Two things can take rows away under it:
+//! collection, once the floor has passed its revision, and the deletion of a space that an
+//! installed image replaced. Both publish first and delete later, so a reader that finds the shards
+//! as they were, after it has read, has read right; otherwise it decides anew.
+
+use crate::exec::{self, ExecError, Mode};
+use crate::ops::{Op, OpResult};
+use crate::request::OpError;
+use crate::state::{OwnedShard, Shared, territory_of};
+use crate::store::{Store, StoreError};
+use crate::types::{Epoch, Revision, ShardId};
+use paxos::Slot;
+use std::sync::Arc;
+
+/// Why a read was not answered.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// A named shard is not owned here at that epoch; ask the map again.
+    #[error("a named shard is not owned here at that epoch")]
+    WrongShard,
+    /// The revision's history is gone.
+    #[error("required revision has been compacted (floor {floor})")]
+    Compacted {
+        /// The oldest revision that can still be read.
+        floor: Revision,
+    },
+    /// The operation cannot be read like this (it writes; a gateway's mistake).
+    #[error("malformed read: {0}")]
+    Malformed(String),
+    /// Storage failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<ExecError> for ReadError {
+    fn from(error: ExecError) -> ReadError {
+        match error {
+            ExecError::Store(error) => ReadError::Store(error),
+            ExecError::Op(OpError::Compacted { floor }) => ReadError::Compacted { floor },
+            ExecError::Op(error) => ReadError::Malformed(error.to_string()),
+        }
+    }
+}
+
+/// Reads a group's keys from any thread.
+pub struct Reader<S> {
+    pub(crate) shared: Arc<Shared<S>>,
+}
+
+impl<S> Clone for Reader<S> {
+    fn clone(&self) -> Reader<S> {
+        Reader { shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<S: Store> Reader<S> {
+    /// The applied slot and the largest applied revision (of that slot or a later one). Cheap.
+    pub fn applied(&self) -> (Slot, Revision) {
+        self.shared.applied()
+    }
+
+    /// The shards that the group holds, by id.
+    pub fn shards(&self) -> Vec<OwnedShard> {
+        self.shared.shards().values().map(|shard| shard.info.clone()).collect()
+    }
+
+    /// Reads a range or a transaction that only reads, exactly at `at`, over the named shards; keys
+    /// outside of them are left out. A range with a revision of its own reads at that one. The
+    /// caller has checked that the revisions are complete here, and that it may serve the read.
+    pub fn read(&self, shards: &[(ShardId, Epoch)], op: &Op, at: Revision) -> Result<OpResult, ReadError> {
+        if !op.is_read_only() {
+            return Err(ReadError::Malformed("the operation writes".into()));
+        }
+        let behind = Revision(at.0.saturating_add(1));
+        loop {
+            let owned = self.shared.shards();
+            let territory = territory_of(&owned, &self.shared.keys, shards.iter().copied());
+            let territory = territory.ok_or(ReadError::WrongShard)?;
+            let read = exec::execute(&*self.shared.store, &territory, op, behind, Mode::Read);
+            if Arc::ptr_eq(&owned, &self.shared.shards()) {
+                return Ok(read?.result);
+            }
+            // Shards changed while we read: seldom (a compaction, a move, an install), so decide anew.
+        }
+    }
+
+    /// Reads at what is applied here; may be stale.
+    pub fn serializable(&self, shards: &[(ShardId, Epoch)], op: &Op) -> Result<(Revision, OpResult), ReadError> {
+        // A compaction above the last applied revision was logged when that was closed, so nothing
+        // lies between them, and the floor can be read.
+        let (_, last) = self.applied();
+        let owned = self.shared.shards();
+        let floors = shards.iter().filter_map(|(id, _)| owned.get(id)).map(|shard| shard.info.floor);
+        let at = floors.max().unwrap_or_default().max(last);
+        Ok((at, self.read(shards, op, at)?))
+    }
+}

@@ -1,0 +1,177 @@
+//! What gateways ask groups' leaders, and what those answer. In one process these are passed as
+//! values; between processes they travel, batched, on one stream (see [`crate::codec`]).
+
+use crate::map::ShardMap;
+use crate::ops::{Op, OpResult};
+use crate::types::{Epoch, Revision, ShardId};
+use paxos::{GroupId, NodeId};
+use serde::{Deserialize, Serialize};
+
+/// Makes a gateway's retries exactly-once: a shard remembers (sequence → outcome) of each session
+/// for every sequence at or above the low-water mark that commands carry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionTag {
+    /// A random number chosen when the session was opened.
+    pub session: u128,
+    /// A sequencer number known when the session was opened. A shard that evicted sessions refuses
+    /// unknown ones born at or below the newest evicted use: they may have been among them.
+    pub born: Revision,
+    /// Counts the session's commands from 1.
+    pub sequence: u64,
+    /// Every sequence below this was answered or given up and will not be sent again.
+    pub low_water: u64,
+}
+
+/// A question to the leader of a group (or, for serializable reads, to any replica).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// Chosen by the asker; the reply repeats it.
+    pub id: u64,
+    /// To which group.
+    pub group: GroupId,
+    /// The largest sequencer number that the asker knows.
+    pub known: Revision,
+    /// How long the asker will wait from now, in microseconds; after that the leader may drop it.
+    pub patience_micros: u64,
+    /// What is asked.
+    pub body: RequestBody,
+}
+
+/// What is asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RequestBody {
+    /// Logs and applies an operation on one shard's keys. All keys lie in that shard, or in shards
+    /// of the same group that `also` names.
+    Write {
+        /// The shard of the first key; its session table remembers the outcome.
+        shard: ShardId,
+        /// The epoch that the gateway believes in.
+        epoch: Epoch,
+        /// Other shards of this group that the operation touches.
+        also: Vec<(ShardId, Epoch)>,
+        /// For exactly-once.
+        session: SessionTag,
+        /// What to do.
+        op: Op,
+    },
+    /// Reads (a range, or a transaction that only reads).
+    Read {
+        /// The shards of this group that are touched. A range is clipped to them by the leader, so
+        /// a group answers for its own part of a range only.
+        shards: Vec<(ShardId, Epoch)>,
+        /// A range or a read-only transaction.
+        op: Op,
+        /// The freshness asked for.
+        mode: ReadMode,
+    },
+    /// Applies a compaction that the shardmaster has logged; answered when applied.
+    Compact {
+        /// History below is dropped.
+        revision: Revision,
+    },
+    /// To the shardmaster group: the newest number handed out ([`ReplyBody::Current`]).
+    CurrentRevision,
+    /// To the shardmaster group: the shard map, if newer than `have_version`.
+    Map {
+        /// The version that the asker has; 0 for none.
+        have_version: u64,
+    },
+    /// To the shardmaster group: log a compaction ([`ReplyBody::Compacted`]).
+    LogCompaction {
+        /// History below is dropped.
+        revision: Revision,
+    },
+}
+
+/// The freshness of a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReadMode {
+    /// By the leader, at a revision that includes everything answered before the read began.
+    Linearizable,
+    /// By the leader, as part of a consistent read over groups at this revision, which the
+    /// sequencer has handed out.
+    At(Revision),
+    /// By any replica from what it has applied; may be stale.
+    Serializable,
+}
+
+/// The answer to a [`Request`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reply {
+    /// The request's.
+    pub id: u64,
+    /// The largest sequencer number that the answering node knows.
+    pub known: Revision,
+    /// The answer.
+    pub body: ReplyBody,
+}
+
+/// The answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReplyBody {
+    /// It was done.
+    Done {
+        /// For the header: a write's own revision; of a write that wrote nothing, and of a read,
+        /// the revision at which it was evaluated.
+        revision: Revision,
+        /// What it answers.
+        result: OpResult,
+    },
+    /// Ask someone else. Nothing was or will be done.
+    NotLeader {
+        /// The leader, if known.
+        hint: Option<NodeId>,
+    },
+    /// A shard is not (or no longer, or not yet) owned here at that epoch. Nothing was done.
+    WrongShard,
+    /// The outcome is unknown: leadership was lost with the command in flight. Ask again with the
+    /// same session tag.
+    Lost,
+    /// A definite failure; asking again with the same tag answers the same.
+    Failed(OpError),
+    /// Of [`RequestBody::Compact`] and [`RequestBody::LogCompaction`].
+    Compacted,
+    /// Of [`RequestBody::CurrentRevision`].
+    Current {
+        /// The newest number handed out.
+        revision: Revision,
+    },
+    /// Of [`RequestBody::Map`]; `None` if the asker's is the newest.
+    Map(Option<Box<ShardMap>>),
+}
+
+/// Why an operation failed, with nothing done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum OpError {
+    /// The revision's history is gone.
+    #[error("required revision has been compacted (floor {floor})")]
+    Compacted {
+        /// The oldest revision that can still be read.
+        floor: Revision,
+    },
+    /// The revision was not handed out yet.
+    #[error("required revision is a future revision (now {current})")]
+    FutureRevision {
+        /// The newest.
+        current: Revision,
+    },
+    /// `ignore_value` or `ignore_lease` on a key that does not exist.
+    #[error("key not found")]
+    KeyNotFound,
+    /// The lease does not exist.
+    #[error("requested lease not found")]
+    LeaseNotFound,
+    /// A limit of the leader is reached; try again later.
+    #[error("too many requests")]
+    Overloaded,
+    /// The command's session was evicted, or its sequence lies below its own low-water mark;
+    /// whether it was done before is not known here.
+    #[error("session expired")]
+    SessionExpired,
+    /// The node refuses writes, its disk is full.
+    #[error("database space exceeded")]
+    NoSpace,
+    /// The operation does not fit the request (a gateway's mistake).
+    #[error("malformed request: {0}")]
+    Malformed(String),
+}

@@ -1,0 +1,180 @@
+//! The store of real nodes: one RocksDB database per node, one column family, shared by all groups.
+//!
+//! RocksDB's own log is off: our write-ahead log is kept until what it led to is flushed. With one
+//! column family, memtables become durable in the order in which they were filled, so what a crash
+//! leaves is a prefix of the batches, as [`crate::store`] demands.
+//!
+//! Tuning, each for a measured reason:
+//! - Small memtables: a random insert into 4 MiB costs half of one into 256 MiB.
+//! - Only one thread writes, so inserts need not be safe against one another.
+//! - Bloom filters, also for memtables: most lookups are for keys that are not there (every new key
+//!   asks for its version before), and the rest should touch one file.
+//! - lz4 below the first levels; the upper ones are rewritten too soon to be worth it.
+//! - Files full of deletions are compacted early: collected history must free its space.
+//! - Flushes and compactions run at low CPU priority: the sync and apply threads go first.
+
+use crate::store::{Change, RowRange, Store, StoreError, View, Visit, WriteBatch};
+use bytes::Bytes;
+use rocksdb::{BlockBasedOptions, Cache, DB, DBCompressionType, Env, Options, ReadOptions, WriteOptions};
+use std::path::Path;
+
+/// What an operator may tune.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RocksOptions {
+    /// Memory for blocks of files, their indexes and filters.
+    pub block_cache_bytes: usize,
+    /// Size of one memtable; up to four exist while flushing lags.
+    pub memtable_bytes: usize,
+    /// Threads for flushes and compactions.
+    pub background_threads: u16,
+    /// Files kept open; more cost an open per read.
+    pub open_files_max: u16,
+}
+
+impl Default for RocksOptions {
+    fn default() -> RocksOptions {
+        const MIB: usize = 1 << 20;
+        RocksOptions {
+            block_cache_bytes: 256 * MIB,
+            memtable_bytes: 8 * MIB,
+            background_threads: 2,
+            open_files_max: 1024,
+        }
+    }
+}
+
+/// A database in a directory.
+pub struct RocksStore {
+    db: DB,
+    unlogged: WriteOptions,
+}
+
+fn failed(action: &'static str) -> impl Fn(rocksdb::Error) -> StoreError {
+    move |error| StoreError::Backend { action, detail: error.into_string() }
+}
+
+impl RocksStore {
+    /// Opens the database in `directory`, which is created if missing. A directory can be open
+    /// once only.
+    pub fn open(directory: &Path, options: RocksOptions) -> Result<RocksStore, StoreError> {
+        let mut env = Env::new().map_err(failed("set up its environment"))?;
+        env.lower_thread_pool_cpu_priority();
+        env.lower_high_priority_thread_pool_cpu_priority();
+        env.lower_thread_pool_io_priority();
+        let db = DB::open(&database_options(options, &env), directory).map_err(failed("open the database"))?;
+        let mut unlogged = WriteOptions::default();
+        unlogged.disable_wal(true);
+        Ok(RocksStore { db, unlogged })
+    }
+
+    /// Bytes of live files and memtables, about.
+    pub fn size_bytes(&self) -> Result<u64, StoreError> {
+        let mut bytes = 0;
+        for property in ["rocksdb.live-sst-files-size", "rocksdb.size-all-mem-tables"] {
+            bytes += self.db.property_int_value(property).map_err(failed("tell its size"))?.unwrap_or(0);
+        }
+        Ok(bytes)
+    }
+}
+
+fn database_options(tuned: RocksOptions, env: &Env) -> Options {
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.set_env(env);
+    options.set_max_background_jobs(i32::from(tuned.background_threads.max(2)));
+    options.set_max_open_files(i32::from(tuned.open_files_max));
+    options.set_write_buffer_size(tuned.memtable_bytes);
+    options.set_max_write_buffer_number(4);
+    options.set_target_file_size_base(32 << 20);
+    options.set_max_bytes_for_level_base(128 << 20);
+    options.set_level_compaction_dynamic_level_bytes(true);
+    options.set_allow_concurrent_memtable_write(false);
+    options.set_enable_write_thread_adaptive_yield(false);
+    options.set_memtable_prefix_bloom_ratio(0.1);
+    options.set_memtable_whole_key_filtering(true);
+    options.set_compression_per_level(&[
+        DBCompressionType::None,
+        DBCompressionType::None,
+        DBCompressionType::Lz4,
+        DBCompressionType::Lz4,
+        DBCompressionType::Lz4,
+        DBCompressionType::Lz4,
+        DBCompressionType::Lz4,
+    ]);
+    options.add_compact_on_deletion_collector_factory(4096, 2048, 0.5);
+    options.set_bytes_per_sync(1 << 20);
+    options.set_avoid_unnecessary_blocking_io(true);
+    options.set_keep_log_file_num(4);
+    options.set_max_log_file_size(4 << 20);
+    let mut table = BlockBasedOptions::default();
+    table.set_format_version(6);
+    table.set_block_size(8 << 10);
+    table.set_block_cache(&Cache::new_lru_cache(tuned.block_cache_bytes));
+    table.set_bloom_filter(10.0, false);
+    table.set_cache_index_and_filter_blocks(true);
+    table.set_cache_index_and_filter_blocks_with_high_priority(true);
+    table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    options.set_block_based_table_factory(&table);
+    options
+}
+
+impl View for RocksStore {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        let row = self.db.get_pinned(key).map_err(failed("read a row"))?;
+        Ok(row.map(|row| Bytes::copy_from_slice(&row)))
+    }
+
+    fn get_many(&self, keys: &[Vec<u8>]) -> Result<Vec<Option<Bytes>>, StoreError> {
+        let Some(family) = self.db.cf_handle(rocksdb::DEFAULT_COLUMN_FAMILY_NAME) else {
+            return keys.iter().map(|key| self.get(key)).collect();
+        };
+        let rows = self.db.batched_multi_get_cf(family, keys, keys.is_sorted());
+        rows.into_iter()
+            .map(|row| Ok(row.map_err(failed("read rows"))?.map(|row| Bytes::copy_from_slice(&row))))
+            .collect()
+    }
+
+    fn scan(&self, rows: &RowRange, visit: &mut Visit<'_>) -> Result<(), StoreError> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let mut options = ReadOptions::default();
+        options.set_iterate_upper_bound(&rows.end[..]);
+        let mut iterator = self.db.raw_iterator_opt(options);
+        iterator.seek(&rows.start);
+        while let Some((key, row)) = iterator.item() {
+            if visit(key, row)?.is_break() {
+                return Ok(());
+            }
+            iterator.next();
+        }
+        // An iterator also ends at an error.
+        iterator.status().map_err(failed("scan rows"))
+    }
+}
+
+impl Store for RocksStore {
+    fn write(&self, batch: WriteBatch) -> Result<(), StoreError> {
+        let mut out = rocksdb::WriteBatch::default();
+        for change in batch.changes() {
+            match change {
+                Change::Put(key, row) => out.put(key, row),
+                Change::Delete(key) => out.delete(key),
+                Change::DeleteRange(rows) => out.delete_range(&rows.start, &rows.end),
+            }
+        }
+        self.db.write_opt(out, &self.unlogged).map_err(failed("write a batch"))
+    }
+
+    fn flush(&self) -> Result<(), StoreError> {
+        self.db.flush().map_err(failed("flush"))
+    }
+
+    fn reclaim(&self, rows: &RowRange) -> Result<(), StoreError> {
+        // Whole files go at once; the rest by a range tombstone and the next compaction.
+        self.db.delete_file_in_range(&rows.start, &rows.end).map_err(failed("delete files"))?;
+        let mut batch = WriteBatch::default();
+        batch.delete_range(rows.clone());
+        self.write(batch)
+    }
+}

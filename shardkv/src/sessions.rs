@@ -1,0 +1,247 @@
+//! Exactly-once for the gateway's retries. Each shard remembers, for every session, the revision
+//! and the path taken of every sequence at or above the session's low-water mark; the answer itself
+//! is rebuilt from MVCC.
+//!
+//! Invariants, which make the table the same on every replica whatever its restarts:
+//! - Only executed commands touch the table: refusals and repeated answers do not.
+//! - The last executed command of a session, and the one that set its low-water mark, are at or
+//!   above the mark; so the outcomes still kept tell the mark and the last use.
+//! - Eviction takes the session with the oldest last use and raises the shard's eviction floor to
+//!   it; every session left was used later. So a reload drops exactly the evicted sessions: those
+//!   whose last use is not above the floor.
+//! - A command's session was born at or below the command's revision. So an evicted session is
+//!   known by its birth being at or below the floor, and is refused for ever.
+//!
+//! Stored is one row per apply call with the outcomes of that call; a row goes when none of its
+//! outcomes is kept any more.
+
+use crate::request::{OpError, SessionTag};
+use crate::types::{Revision, ShardId};
+use paxos::Slot;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Limits of the session tables. They take part in apply: all replicas of a group use the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionLimits {
+    /// Sessions per shard; one more evicts the one unused for longest.
+    pub sessions_max: usize,
+    /// Outcomes per session at or above its low-water mark; more are refused as overload.
+    pub outcomes_per_session_max: usize,
+}
+
+impl Default for SessionLimits {
+    fn default() -> SessionLimits {
+        SessionLimits { sessions_max: 4096, outcomes_per_session_max: 4096 }
+    }
+}
+
+/// One executed command, as the rows keep it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Executed {
+    pub(crate) shard: ShardId,
+    pub(crate) tag: SessionTag,
+    pub(crate) revision: Revision,
+    pub(crate) path: Vec<bool>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Recorded {
+    revision: Revision,
+    path: Vec<bool>,
+    /// The row that holds it.
+    row: Slot,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Session {
+    born: Revision,
+    low_water: u64,
+    last_use: Revision,
+    outcomes: BTreeMap<u64, Recorded>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Table {
+    sessions: BTreeMap<u128, Session>,
+    /// Last uses are revisions of commands, so they are unique.
+    by_use: BTreeMap<Revision, u128>,
+    evicted: Revision,
+}
+
+/// What a tag means to the table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Judgement {
+    /// Never seen: execute and record.
+    New,
+    /// Executed at this revision on this path.
+    Done(Revision, Vec<bool>),
+    /// Refused.
+    Refused(OpError),
+}
+
+/// The session tables of a group's shards, and which rows they need.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Sessions {
+    limits: SessionLimits,
+    tables: BTreeMap<ShardId, Table>,
+    /// Kept outcomes per row.
+    rows: BTreeMap<Slot, usize>,
+    /// Rows without any, to be deleted with the next batch.
+    dead_rows: BTreeSet<Slot>,
+}
+
+impl Sessions {
+    pub(crate) fn new(limits: SessionLimits) -> Sessions {
+        Sessions { limits, ..Sessions::default() }
+    }
+
+    /// What to do with a command stamped `revision`.
+    pub(crate) fn judge(&self, shard: ShardId, tag: &SessionTag, revision: Revision) -> Judgement {
+        if tag.born > revision {
+            return Judgement::Refused(OpError::Malformed(format!(
+                "a session born at {} sends a command stamped {revision}",
+                tag.born
+            )));
+        }
+        if tag.sequence < tag.low_water {
+            return Judgement::Refused(OpError::SessionExpired);
+        }
+        let Some(table) = self.tables.get(&shard) else { return Judgement::New };
+        let Some(session) = table.sessions.get(&tag.session) else {
+            let may_be_evicted = tag.born <= table.evicted;
+            return if may_be_evicted { Judgement::Refused(OpError::SessionExpired) } else { Judgement::New };
+        };
+        if tag.sequence < session.low_water {
+            return Judgement::Refused(OpError::SessionExpired);
+        }
+        if let Some(done) = session.outcomes.get(&tag.sequence) {
+            return Judgement::Done(done.revision, done.path.clone());
+        }
+        let max = self.limits.outcomes_per_session_max;
+        if session.outcomes.len() >= max && session.outcomes.range(tag.low_water..).count() >= max {
+            return Judgement::Refused(OpError::Overloaded);
+        }
+        Judgement::New
+    }
+
+    /// Records what was executed, to be stored in the row of `row`. Evicts where the table is full;
+    /// answers whether the shard's eviction floor rose.
+    pub(crate) fn record(&mut self, executed: &Executed, row: Slot) -> bool {
+        self.insert(executed, row);
+        let Some(table) = self.tables.get_mut(&executed.shard) else { return false };
+        let mut dropped = Vec::new();
+        let evict = table.sessions.len() > self.limits.sessions_max;
+        if evict && let Some((last_use, oldest)) = table.by_use.pop_first() {
+            assert!(last_use > table.evicted, "evicting {last_use} not above the floor {}", table.evicted);
+            table.evicted = last_use;
+            dropped.extend(table.sessions.remove(&oldest).into_iter().flat_map(|session| session.outcomes.into_values()));
+        }
+        dropped.into_iter().for_each(|recorded| self.release(recorded.row));
+        evict
+    }
+
+    fn insert(&mut self, executed: &Executed, row: Slot) {
+        let Executed { shard, tag, revision, path } = executed;
+        let table = self.tables.entry(*shard).or_default();
+        let session = table.sessions.entry(tag.session).or_insert_with(|| Session { born: tag.born, ..Session::default() });
+        table.by_use.remove(&session.last_use);
+        session.last_use = *revision;
+        table.by_use.insert(*revision, tag.session);
+        session.low_water = session.low_water.max(tag.low_water);
+        session.outcomes.insert(tag.sequence, Recorded { revision: *revision, path: path.clone(), row });
+        *self.rows.entry(row).or_default() += 1;
+        let mut dropped = Vec::new();
+        while let Some(oldest) = session.outcomes.first_entry().filter(|oldest| *oldest.key() < session.low_water) {
+            dropped.push(oldest.remove().row);
+        }
+        dropped.into_iter().for_each(|row| self.release(row));
+    }
+
+    fn release(&mut self, row: Slot) {
+        let Some(kept) = self.rows.get_mut(&row) else { panic!("row {row} of a kept outcome is not counted") };
+        *kept -= 1;
+        if *kept == 0 {
+            self.rows.remove(&row);
+            self.dead_rows.insert(row);
+        }
+    }
+
+    /// Whether any outcome of this row is kept.
+    pub(crate) fn needs_row(&self, row: Slot) -> bool {
+        self.rows.contains_key(&row)
+    }
+
+    /// Rows that the next batch deletes.
+    pub(crate) fn take_dead_rows(&mut self) -> BTreeSet<Slot> {
+        std::mem::take(&mut self.dead_rows)
+    }
+
+    /// The shard's eviction floor.
+    pub(crate) fn evicted(&self, shard: ShardId) -> Revision {
+        self.tables.get(&shard).map_or(Revision(0), |table| table.evicted)
+    }
+
+    /// Rebuilds the tables from the rows, oldest first, and the shards' eviction floors.
+    pub(crate) fn restore(
+        limits: SessionLimits,
+        floors: &[(ShardId, Revision)],
+        rows: Vec<(Slot, Vec<Executed>)>,
+    ) -> Sessions {
+        // The newest outcome tells a session's birth; older ones than that were of an evicted
+        // session that had the same number.
+        let mut newest: BTreeMap<(ShardId, u128), (Revision, Revision)> = BTreeMap::new();
+        for executed in rows.iter().flat_map(|(_, row)| row) {
+            newest.insert((executed.shard, executed.tag.session), (executed.revision, executed.tag.born));
+        }
+        let mut sessions = Sessions::new(limits);
+        for (shard, floor) in floors {
+            sessions.tables.entry(*shard).or_default().evicted = *floor;
+        }
+        for (slot, row) in rows {
+            sessions.dead_rows.insert(slot);
+            for executed in row {
+                let (last_use, born) = newest[&(executed.shard, executed.tag.session)];
+                if last_use > sessions.evicted(executed.shard) && executed.revision >= born {
+                    sessions.insert(&executed, slot);
+                }
+            }
+        }
+        sessions.dead_rows.retain(|slot| !sessions.rows.contains_key(slot));
+        sessions
+    }
+
+    /// Everything kept, by the slot of its row, for an image.
+    pub(crate) fn export(&self) -> Vec<(Slot, Vec<Executed>)> {
+        let mut rows: BTreeMap<Slot, Vec<Executed>> = BTreeMap::new();
+        for (shard, table) in &self.tables {
+            for (session, state) in &table.sessions {
+                for (sequence, recorded) in &state.outcomes {
+                    let low_water = state.low_water.min(*sequence);
+                    let tag = SessionTag { session: *session, born: state.born, sequence: *sequence, low_water };
+                    let Recorded { revision, path, row } = recorded.clone();
+                    rows.entry(row).or_default().push(Executed { shard: *shard, tag, revision, path });
+                }
+            }
+        }
+        // Within a row in the order of execution, as apply wrote them.
+        rows.values_mut().for_each(|row| row.sort_by_key(|executed| executed.revision));
+        rows.into_iter().collect()
+    }
+
+    /// Whether two tables decide alike (the rows' slots may differ).
+    #[cfg(test)]
+    pub(crate) fn same_as(&self, other: &Sessions) -> bool {
+        let essence = |sessions: &Sessions| {
+            let floors: Vec<_> = sessions.tables.iter().map(|(id, table)| (*id, table.evicted)).filter(|(_, floor)| floor.0 > 0).collect();
+            let sessions: Vec<_> = sessions.tables.iter().flat_map(|(shard, table)| {
+                table.sessions.iter().map(|(id, session)| {
+                    let outcomes: Vec<_> = session.outcomes.iter().map(|(s, r)| (*s, r.revision, r.path.clone())).collect();
+                    (*shard, *id, session.born, session.low_water, session.last_use, outcomes)
+                })
+            }).collect();
+            (floors, sessions)
+        };
+        essence(self) == essence(other)
+    }
+}

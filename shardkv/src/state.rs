@@ -1,0 +1,191 @@
+//! What a group knows beside its keys, the rows that hold it, and what its threads share.
+
+use crate::codec;
+use crate::key::{GroupKeys, SpaceKeys};
+use crate::sessions::{Executed, SessionLimits, Sessions};
+use crate::store::{Store, StoreError, View};
+use crate::territory::{Part, Territory};
+use crate::types::{Bounds, Epoch, Revision, ShardId, SpaceId};
+use paxos::Slot;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+/// A shard as its group holds it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnedShard {
+    /// The shard.
+    pub id: ShardId,
+    /// Its keys.
+    pub bounds: Bounds,
+    /// The epoch at which the group owns it.
+    pub epoch: Epoch,
+    /// The oldest revision that can be read.
+    pub floor: Revision,
+    /// Sessions last used at or below this were evicted.
+    pub evicted: Revision,
+    /// Where its rows lie on this node.
+    pub space: SpaceId,
+}
+
+/// The group's meta row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Meta {
+    pub(crate) applied: Slot,
+    pub(crate) last_revision: Revision,
+    pub(crate) hash: u64,
+    /// The space that shards activated without history share.
+    pub(crate) home: Option<SpaceId>,
+}
+
+/// A shard with its keys ready for use.
+#[derive(Clone, Debug)]
+pub(crate) struct Shard {
+    pub(crate) info: OwnedShard,
+    pub(crate) territory: Arc<Territory>,
+}
+
+impl Shard {
+    pub(crate) fn new(info: OwnedShard, keys: &GroupKeys) -> Shard {
+        let part = part(&info, keys.space(info.space));
+        Shard { info, territory: Arc::new(Territory::new(vec![part])) }
+    }
+}
+
+fn part(info: &OwnedShard, space: SpaceKeys) -> Part {
+    Part { bounds: info.bounds.clone(), space, floor: info.floor }
+}
+
+pub(crate) type Shards = BTreeMap<ShardId, Shard>;
+
+/// The stretch of the named shards, if each is owned at exactly its epoch.
+pub(crate) fn territory_of(
+    shards: &Shards,
+    keys: &GroupKeys,
+    named: impl Iterator<Item = (ShardId, Epoch)>,
+) -> Option<Arc<Territory>> {
+    let mut owned = Vec::new();
+    for (id, epoch) in named {
+        owned.push(shards.get(&id).filter(|shard| shard.info.epoch == epoch)?);
+    }
+    match owned[..] {
+        [only] => Some(Arc::clone(&only.territory)),
+        _ => {
+            let parts = owned.iter().map(|shard| part(&shard.info, keys.space(shard.info.space)));
+            Some(Arc::new(Territory::new(parts.collect())))
+        }
+    }
+}
+
+/// The group's state in memory; all of it is in the store, too.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) meta: Meta,
+    pub(crate) shards: Arc<Shards>,
+    pub(crate) sessions: Sessions,
+}
+
+impl State {
+    pub(crate) fn load(store: &impl View, keys: &GroupKeys, limits: SessionLimits) -> Result<State, StoreError> {
+        let meta = match store.get(&keys.meta())? {
+            Some(row) => decode_row("meta of a group", &row)?,
+            None => Meta::default(),
+        };
+        let mut shards = Shards::new();
+        store.scan(&keys.shards(), &mut |_, row| {
+            let info: OwnedShard = decode_row("shard", row)?;
+            shards.insert(info.id, Shard::new(info, keys));
+            Ok(ControlFlow::Continue(()))
+        })?;
+        let mut rows: Vec<(Slot, Vec<Executed>)> = Vec::new();
+        store.scan(&keys.session_rows(), &mut |key, row| {
+            let Some(slot) = keys.session_slot(key) else {
+                return Err(StoreError::Corrupt { what: "key of a session row", detail: format!("{key:02x?}") });
+            };
+            rows.push((slot, decode_row("session row", row)?));
+            Ok(ControlFlow::Continue(()))
+        })?;
+        let floors: Vec<_> = shards.values().map(|shard| (shard.info.id, shard.info.evicted)).collect();
+        let sessions = Sessions::restore(limits, &floors, rows);
+        Ok(State { meta, shards: Arc::new(shards), sessions })
+    }
+}
+
+pub(crate) fn decode_row<T: DeserializeOwned>(what: &'static str, row: &[u8]) -> Result<T, StoreError> {
+    codec::decode(row).map_err(|error| StoreError::Corrupt { what, detail: error.to_string() })
+}
+
+/// What the apply thread, readers and the collector share.
+pub(crate) struct Shared<S> {
+    pub(crate) store: Arc<S>,
+    pub(crate) keys: GroupKeys,
+    /// Published after the batch that made it is written.
+    published: RwLock<Arc<Shards>>,
+    applied: AtomicU64,
+    revision: AtomicU64,
+    /// Held while newest rows are replaced (apply) or deleted (collection).
+    writing: Mutex<()>,
+    /// Held by the one collector at work: how far it got in each space.
+    collecting: Mutex<Cursors>,
+    /// Images being read; collection waits for them.
+    pub(crate) images: AtomicUsize,
+    /// Counts installs, for images of the state that one replaced.
+    pub(crate) installs: AtomicU64,
+    next_space: AtomicU64,
+}
+
+/// The index row at which collection goes on, by space.
+pub(crate) type Cursors = BTreeMap<SpaceId, Vec<u8>>;
+
+
+impl<S: Store> Shared<S> {
+    pub(crate) fn new(store: Arc<S>, keys: GroupKeys, state: &State, next_space: u64) -> Shared<S> {
+        Shared {
+            store,
+            keys,
+            published: RwLock::new(Arc::clone(&state.shards)),
+            applied: AtomicU64::new(state.meta.applied.0),
+            revision: AtomicU64::new(state.meta.last_revision.0),
+            writing: Mutex::new(()),
+            collecting: Mutex::new(Cursors::new()),
+            images: AtomicUsize::new(0),
+            installs: AtomicU64::new(0),
+            next_space: AtomicU64::new(next_space),
+        }
+    }
+
+    /// Shows readers the state that was just written.
+    pub(crate) fn publish(&self, state: &State) {
+        let stale = !Arc::ptr_eq(&self.shards(), &state.shards);
+        if stale {
+            *self.published.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&state.shards);
+        }
+        // The slot last: who sees it sees at least its revision.
+        self.revision.store(state.meta.last_revision.0, Ordering::Release);
+        self.applied.store(state.meta.applied.0, Ordering::Release);
+    }
+
+    pub(crate) fn shards(&self) -> Arc<Shards> {
+        Arc::clone(&self.published.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn applied(&self) -> (Slot, Revision) {
+        let slot = Slot(self.applied.load(Ordering::Acquire));
+        (slot, Revision(self.revision.load(Ordering::Acquire)))
+    }
+
+    pub(crate) fn writing(&self) -> MutexGuard<'_, ()> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A number that no space on this disk ever had.
+    pub(crate) fn new_space(&self) -> SpaceId {
+        SpaceId(self.next_space.fetch_add(1, Ordering::Relaxed))
+    }
+
+    pub(crate) fn collecting(&self) -> MutexGuard<'_, Cursors> {
+        self.collecting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

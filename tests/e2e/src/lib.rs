@@ -1,0 +1,23 @@
+//! End-to-end tests: real processes, real disks, real sockets, and kill -9.
+//!
+//! A [`cluster::Cluster`] runs three nodes of CloudPaxos, or of etcd: both speak the etcd v3 API, so
+//! everything here runs against either. etcd is the control: the harness and the checkers have to
+//! pass it, otherwise they are wrong. Clients ([`workload`]) record what they do as a
+//! [`checkers::History`] while faults ([`crash`]) come and go, and the checkers judge it.
+//!
+//! Every process is in a process group of its own and is killed when its handle is dropped, a panic
+//! included; every run has a seed that fixes the choices (not the timing) and is printed.
+
+pub mod client;
+pub mod cluster;
+pub mod crash;
+pub mod error;
+pub mod failover;
+pub mod observe;
+pub mod process;
+pub mod restart;
+pub mod smoke;
+pub mod system;
+pub mod workload;
+
+pub use error::HarnessError;

@@ -1,0 +1,163 @@
+//! The command line of the end-to-end tests.
+
+use checkers::History;
+use clap::{Parser, Subcommand};
+use e2e::system::{Layout, System};
+use e2e::{HarnessError, crash, failover, restart, smoke, workload};
+use std::fs::{self, File};
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// End-to-end tests on real processes, against CloudPaxos or, as a control, etcd.
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// Where data directories, logs and histories go.
+    #[arg(long, global = true, default_value_os_t = std::env::temp_dir())]
+    directory: PathBuf,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Kills, pauses and restarts under load, then checks all that clients saw.
+    Crash {
+        #[arg(long, value_enum, default_value = "cloudpaxos")]
+        system: System,
+        #[arg(long, value_enum, default_value = "all-roles")]
+        layout: Layout,
+        /// How many faults.
+        #[arg(long, default_value_t = 10)]
+        rounds: u32,
+        /// How long each round lasts, about.
+        #[arg(long, default_value_t = 5.0)]
+        seconds: f64,
+        /// Concurrent sequential clients.
+        #[arg(long, default_value_t = 8)]
+        clients: u64,
+        /// Keys that they share.
+        #[arg(long, default_value_t = 24)]
+        keys: u16,
+        /// Watches over everything that run along.
+        #[arg(long, default_value_t = 2)]
+        watches: usize,
+        /// What all choices are drawn from; random if not given.
+        #[arg(long)]
+        seed: Option<u64>,
+    },
+    /// How long writes are impossible after kill -9 of the leader.
+    Failover {
+        #[arg(long, value_enum, default_value = "cloudpaxos")]
+        system: System,
+        /// How many kills.
+        #[arg(long, default_value_t = 20)]
+        kills: u32,
+    },
+    /// How long a loaded cluster takes to start again.
+    Restart {
+        #[arg(long, value_enum, default_value = "cloudpaxos")]
+        system: System,
+        /// How much to load (KB, MB, GB are powers of 1000).
+        #[arg(long, default_value = "1GB", value_parser = parse_bytes)]
+        bytes: u64,
+        /// The size of one value.
+        #[arg(long, default_value_t = 4096)]
+        value_bytes: u32,
+        /// End the cluster by kill -9 instead of SIGTERM.
+        #[arg(long)]
+        kill: bool,
+    },
+    /// The basics of the API.
+    Smoke {
+        #[arg(long, value_enum, default_value = "cloudpaxos")]
+        system: System,
+        #[arg(long, value_enum, default_value = "all-roles")]
+        layout: Layout,
+    },
+    /// Judges a recorded history again.
+    Check {
+        /// A file that a failed run left.
+        history: PathBuf,
+    },
+}
+
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor = match &text[digits.len()..] {
+        "" | "B" => 1,
+        "KB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        unit => return Err(format!("{unit:?} is no unit; use KB, MB or GB")),
+    };
+    let number: u64 = digits.parse().map_err(|error| format!("{digits:?}: {error}"))?;
+    number.checked_mul(factor).ok_or_else(|| format!("{text} is too large"))
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    // On an interrupt the run is dropped, and with it every process that it started.
+    let result = tokio::select! {
+        result = run(arguments) => result,
+        _ = tokio::signal::ctrl_c() => {
+            eprintln!("interrupted");
+            return ExitCode::from(130);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("FAILED: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(Arguments { command, directory }: Arguments) -> Result<(), HarnessError> {
+    fs::create_dir_all(&directory).map_err(HarnessError::io(format!("creating {}", directory.display())))?;
+    match command {
+        Command::Crash { system, layout, rounds, seconds, clients, keys, watches, seed } => {
+            let (round, seed) = (Duration::from_secs_f64(seconds), seed.unwrap_or_else(workload::fresh_seed));
+            let config = crash::Config { system, layout, rounds, round, clients, keys, watches, seed, directory };
+            println!("{}", config.command());
+            let summary = crash::run(&config).await?;
+            println!("faults: {:?}; {} changes in the log", summary.faults, summary.changes);
+            println!("PASSED: {} ({:.1?}, {:.1?} of it judging)", summary.report, summary.elapsed, summary.judging);
+        }
+        Command::Failover { system, kills } => {
+            let outages = failover::run(system, kills, directory).await?;
+            println!("{} kills of the leader of {}: {:.0?}", kills, system.name(), outages.0);
+            println!("unavailable for writes: p50 {:.0?}, max {:.0?}", outages.median(), outages.longest());
+        }
+        Command::Restart { system, bytes, value_bytes, kill } => {
+            let measured = restart::run(system, bytes, value_bytes, kill, directory).await?;
+            let restart::Restart { keys, load, stop, ready } = measured;
+            println!("{}: {keys} keys of {value_bytes} B loaded in {load:.1?}", system.name());
+            println!("stopped in {stop:.2?}, ready again in {ready:.2?}");
+        }
+        Command::Smoke { system, layout } => {
+            smoke::run(system, layout, directory).await?;
+            println!("PASSED: the basics of the API on {}", system.name());
+        }
+        Command::Check { history } => check(&history)?,
+    }
+    Ok(())
+}
+
+fn check(path: &Path) -> Result<(), HarnessError> {
+    let file = File::open(path).map_err(HarnessError::io(format!("opening {}", path.display())))?;
+    let wrong = |error: checkers::HistoryError| HarnessError::Wrong {
+        what: path.display().to_string(),
+        detail: error.to_string(),
+    };
+    let history = History::read_jsonl(BufReader::new(file)).map_err(wrong)?;
+    let report = checkers::check(&history);
+    if report.is_ok() {
+        println!("PASSED: {report}");
+        return Ok(());
+    }
+    Err(HarnessError::Wrong { what: path.display().to_string(), detail: report.to_string() })
+}
