@@ -2,7 +2,7 @@
 //!
 //! Every gateway can answer for the whole cluster. It takes the shard map, asks every node of the map
 //! for its own report, all at once and none for longer than [`REPORT_TIMEOUT`], and puts the answers
-//! together ([`assemble`]). A node that is silent is part of the answer, not a failure of it.
+//! together ([`assemble()`]). A node that is silent is part of the answer, not a failure of it.
 //!
 //! - [`AdminSource`] is what a gateway must know for that; its host implements it.
 //! - [`AdminService`] serves `cloudpaxos.admin.Admin` on the client port.

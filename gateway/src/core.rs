@@ -80,6 +80,15 @@ pub(crate) enum Route {
     AnyReplica,
 }
 
+/// Who asks what part of a question, of whom, and how long it will wait.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ask {
+    pub(crate) owner: Owner,
+    pub(crate) part: usize,
+    pub(crate) route: Route,
+    pub(crate) patience_micros: u64,
+}
+
 /// A question to the shardmaster that many calls wait for together. A caller is served only by an
 /// attempt that began after the caller arrived: an older answer may be older than what the caller
 /// has seen elsewhere.
@@ -169,16 +178,14 @@ impl Core {
     /// it was sent. `body` is built only then.
     pub(crate) fn send(
         &mut self,
-        (owner, index): (Owner, usize),
+        ask: Ask,
         part: &mut Part,
-        route: Route,
-        patience_micros: u64,
         now: Time,
         out: &mut Outputs,
         body: impl FnOnce(&mut Core, &GroupShare) -> RequestBody,
     ) -> bool {
         let group = part.share.group;
-        let node = match route {
+        let node = match ask.route {
             Route::Leader => self.router.leader(group),
             Route::AnyReplica => self.router.any_replica(group, part.attempts),
         };
@@ -188,14 +195,14 @@ impl Core {
         };
         let id = self.next_id;
         self.next_id += 1;
-        self.attempts.insert(id, Attempt { owner, part: index, group, node });
+        self.attempts.insert(id, Attempt { owner: ask.owner, part: ask.part, group, node });
         let growth = (1u64 << part.attempts.min(8)).min(TIMEOUT_GROWTH_MAX);
         part.current = Some(id);
         part.wake = now.plus(self.config.attempt_timeout_micros.saturating_mul(growth));
         self.retries += u64::from(part.attempts > 0);
         part.attempts += 1;
         let body = body(self, &part.share);
-        out.send.push((node, Request { id, group, known: self.known, patience_micros, body }));
+        out.send.push((node, Request { id, group, known: self.known, patience_micros: ask.patience_micros, body }));
         true
     }
 
@@ -270,8 +277,9 @@ impl Core {
         let idle = Part::new(shared.part.share.clone());
         let mut part = std::mem::replace(&mut shared.part, idle);
         let before = part.wake;
-        let patience = self.config.attempt_timeout_micros;
-        self.send((owner, 0), &mut part, Route::Leader, patience, now, out, |_, _| match owner {
+        let patience_micros = self.config.attempt_timeout_micros;
+        let ask = Ask { owner, part: 0, route: Route::Leader, patience_micros };
+        self.send(ask, &mut part, now, out, |_, _| match owner {
             Owner::Map => RequestBody::Map { have_version },
             Owner::Sequencer | Owner::Call(_) => RequestBody::CurrentRevision,
         });

@@ -10,16 +10,17 @@
 //!   arrived. If a shard moves meanwhile the whole read starts over: parts planned by different
 //!   maps may overlap.
 
+mod question;
+mod replies;
+
+use self::question::{Question, compaction_shares, newest_named, over_groups};
 use crate::call::{Answer, AnswerBody, Call, CallError, Outputs};
-use crate::core::{Core, NEVER, Owner, Part, Route};
-use crate::merge::{fits, merge, range_bytes};
+use crate::core::{Ask, Core, NEVER, Owner, Part, Route};
 use crate::routing::GroupShare;
 use crate::session::Tag;
-use bytes::Bytes;
-use paxos::{GroupId, NodeId, Time};
-use shardkv::map::SHARDMASTER_GROUP;
-use shardkv::ops::{Op, OpResult, RangeResult, SortTarget};
-use shardkv::request::{OpError, ReadMode, ReplyBody, RequestBody};
+use paxos::Time;
+use shardkv::ops::{Op, RangeResult};
+use shardkv::request::OpError;
 use shardkv::types::Revision;
 
 /// How often a command may open a new session because a shard has evicted the last one.
@@ -215,19 +216,16 @@ impl Pending {
         if self.route() == Route::AnyReplica {
             return None;
         }
-        let explicit = self.explicit_revision();
+        let newest_named = newest_named(op);
         let Some(revision) = self.revision else {
             // A range over groups needs one revision for all; a revision that nobody has told us of
             // may lie in the future, and a leader takes our word only for what the sequencer said.
-            let needs = shares.len() > 1 || newest_named(op) > cx.core.known;
+            let needs = shares.len() > 1 || newest_named > cx.core.known;
             return needs.then(|| self.need_revision(cx));
         };
-        match explicit {
-            Some(wanted) if wanted > revision.max(cx.core.known) => {
-                Some(Next::Finish(Err(OpError::FutureRevision { current: revision }.into())))
-            }
-            _ => None,
-        }
+        // Of a transaction that only reads, either branch counts: whichever runs, its revisions exist.
+        (newest_named > revision.max(cx.core.known))
+            .then(|| Next::Finish(Err(OpError::FutureRevision { current: revision }.into())))
     }
 
     fn ask_all(&mut self, cx: &mut Cx<'_>) -> Next {
@@ -244,8 +242,8 @@ impl Pending {
         if self.parts[index].attempts >= cx.core.config.attempts_max {
             return self.unavailable();
         }
-        let route = self.route();
-        let patience = self.deadline.since(cx.now);
+        let patience_micros = self.deadline.since(cx.now);
+        let ask = Ask { owner: Owner::Call(cx.token), part: index, route: self.route(), patience_micros };
         let question = Question {
             call: &self.call,
             tag: self.tag,
@@ -254,8 +252,7 @@ impl Pending {
             logged: self.logged,
         };
         let part = &mut self.parts[index];
-        let owner = (Owner::Call(cx.token), index);
-        if cx.core.send(owner, part, route, patience, cx.now, cx.out, |core, share| question.body(core, share)) {
+        if cx.core.send(ask, part, cx.now, cx.out, |core, share| question.body(core, share)) {
             self.attempts.extend(part.current);
         }
         Next::Wait
@@ -365,168 +362,6 @@ impl Pending {
         }
     }
 
-    /// A reply to the attempt `id` of the part `index`.
-    pub(crate) fn on_reply(&mut self, id: u64, index: usize, from: NodeId, body: ReplyBody, cx: &mut Cx<'_>) -> Next {
-        self.attempts.retain(|attempt| *attempt != id);
-        let Some(part) = self.parts.get(index) else { return Next::Wait };
-        let (is_current, group) = (part.current == Some(id), part.share.group);
-        if is_current {
-            self.parts[index].rest();
-        }
-        match body {
-            ReplyBody::Done { revision, result } => self.on_done(index, is_current, from, revision, result, cx),
-            ReplyBody::Compacted => self.on_compacted(index, is_current, cx),
-            ReplyBody::NotLeader { hint } => {
-                cx.core.router.not_leader(group, from, hint);
-                self.refused(index, is_current, cx)
-            }
-            ReplyBody::WrongShard if is_current => {
-                cx.core.ask_map(None, cx.now, cx.out);
-                self.pause(index, cx)
-            }
-            ReplyBody::WrongShard => self.refused(index, is_current, cx),
-            ReplyBody::Failed(error) if is_current => self.on_failed(index, error, cx),
-            ReplyBody::Failed(_) => self.refused(index, is_current, cx),
-            // The last two are not answers to what was asked: what that node did is unknown.
-            ReplyBody::Lost | ReplyBody::Current { .. } | ReplyBody::Map(_) => self.lost(index, is_current, cx),
-        }
-    }
-
-    /// An attempt that certainly did nothing.
-    fn refused(&mut self, index: usize, is_current: bool, cx: &mut Cx<'_>) -> Next {
-        if is_current {
-            return self.retry(index, cx);
-        }
-        assert!(self.unresolved > 0, "a given-up attempt was refused, {} are unresolved", self.unresolved);
-        self.unresolved -= 1;
-        Next::Wait
-    }
-
-    /// An attempt whose outcome will never be known.
-    fn lost(&mut self, index: usize, is_current: bool, cx: &mut Cx<'_>) -> Next {
-        if !is_current {
-            return Next::Wait; // counted when it was given up
-        }
-        self.unresolved += 1;
-        self.retry(index, cx)
-    }
-
-    fn on_done(
-        &mut self,
-        index: usize,
-        is_current: bool,
-        from: NodeId,
-        revision: Revision,
-        result: OpResult,
-        cx: &mut Cx<'_>,
-    ) -> Next {
-        if !self.op().is_some_and(|op| fits(op, &result)) {
-            return self.lost(index, is_current, cx);
-        }
-        if is_current && self.route() == Route::Leader {
-            cx.core.router.is_leader(self.parts[index].share.group, from);
-        }
-        match result {
-            OpResult::Range(range) if self.parts.len() > 1 => self.finish_if_complete(index, revision, range, cx),
-            result => Next::Finish(Ok(Answer { revision, body: AnswerBody::Op(result) })),
-        }
-    }
-
-    fn on_compacted(&mut self, index: usize, is_current: bool, cx: &mut Cx<'_>) -> Next {
-        if !matches!(self.call, Call::Compact { .. }) {
-            return self.lost(index, is_current, cx);
-        }
-        if self.parts[index].share.group == SHARDMASTER_GROUP {
-            self.logged = true;
-            self.forget_attempts(cx.core);
-            return self.plan(cx);
-        }
-        self.parts[index].rest();
-        self.finish_if_complete(index, Revision(0), RangeResult::default(), cx)
-    }
-
-    /// Keeps a part's result; with the last one the call is done.
-    fn finish_if_complete(&mut self, index: usize, revision: Revision, result: RangeResult, cx: &mut Cx<'_>) -> Next {
-        self.parts[index].rest();
-        if self.results[index].is_none() {
-            let bytes = range_bytes(&result);
-            self.result_bytes += bytes;
-            self.bytes += bytes;
-            cx.core.bytes += bytes;
-            self.results[index] = Some((revision, result));
-        }
-        let limit_bytes = cx.core.config.answer_bytes_max;
-        if self.result_bytes > limit_bytes {
-            return Next::Finish(Err(CallError::AnswerTooLarge { limit_bytes }));
-        }
-        if cx.core.bytes > cx.core.config.bytes_max {
-            return Next::Finish(Err(CallError::Overloaded));
-        }
-        if self.results.iter().any(Option::is_none) {
-            return Next::Wait;
-        }
-        Next::Finish(Ok(self.complete(cx.core.known)))
-    }
-
-    /// The answer, from the results of all parts.
-    fn complete(&mut self, known: Revision) -> Answer {
-        let results: Vec<(Revision, RangeResult)> = self.results.drain(..).flatten().collect();
-        let Call::Op { op: Op::Range(range), .. } = &self.call else {
-            return Answer { revision: known, body: AnswerBody::Compacted };
-        };
-        // Serializable parts were read at different revisions: only up to the smallest of them
-        // does the answer miss nothing.
-        let smallest = results.iter().map(|(revision, _)| *revision).min().unwrap_or(known);
-        let revision = self.revision.unwrap_or(smallest);
-        let parts = results.into_iter().map(|(_, part)| part).collect();
-        let mut merged = merge(range.sort, range.limit, parts);
-        if range.keys_only {
-            merged.kvs.iter_mut().for_each(|pair| pair.value = Bytes::new());
-        }
-        Answer { revision, body: AnswerBody::Op(OpResult::Range(merged)) }
-    }
-
-    /// The newest attempt failed definitely.
-    fn on_failed(&mut self, index: usize, error: OpError, cx: &mut Cx<'_>) -> Next {
-        match (&self.call, &error) {
-            (Call::Compact { revision, .. }, OpError::Compacted { floor }) => {
-                // The shardmaster logged it for an earlier attempt, or the group is beyond it already.
-                let done = self.logged || (self.unresolved > 0 && floor == revision);
-                if done { self.on_compacted(index, true, cx) } else { Next::Finish(Err(error.into())) }
-            }
-            (Call::Compact { .. }, OpError::FutureRevision { .. }) if !self.logged => Next::Finish(Err(error.into())),
-            (Call::Compact { .. }, _) => self.pause(index, cx),
-            (Call::Op { .. }, _) if self.is_write() => self.on_failed_write(index, error, cx),
-            // The gateway chose the revision, and it was collected meanwhile: choose a newer one.
-            (_, OpError::Compacted { .. }) if self.parts.len() > 1 && self.explicit_revision().is_none() => {
-                self.restart_read(cx)
-            }
-            (_, OpError::SessionExpired) => self.pause(index, cx),
-            _ => Next::Finish(Err(error.into())),
-        }
-    }
-
-    fn on_failed_write(&mut self, index: usize, error: OpError, cx: &mut Cx<'_>) -> Next {
-        match error {
-            // Only this attempt was refused. Another may have been carried out: ask until we know.
-            OpError::Overloaded | OpError::NoSpace if self.unresolved > 0 => self.pause(index, cx),
-            // The shard has forgotten whether it carried out the earlier attempt.
-            _ if self.unresolved > 0 => Next::Finish(Err(CallError::MAYBE_DONE)),
-            OpError::SessionExpired if self.renewals < RENEWALS_MAX => {
-                // No attempt can have been carried out: a fresh tag is safe.
-                if let Some(tag) = self.tag.take() {
-                    cx.core.sessions.expire(tag);
-                    cx.core.sessions.close(tag);
-                }
-                self.renewals += 1;
-                self.revision = None;
-                self.plan(cx)
-            }
-            OpError::SessionExpired => Next::Finish(Err(CallError::NOTHING_DONE)),
-            error => Next::Finish(Err(error.into())),
-        }
-    }
-
     fn forget_attempts(&mut self, core: &mut Core) {
         for id in self.attempts.drain(..) {
             core.attempts.remove(&id);
@@ -554,83 +389,4 @@ impl Pending {
         }
         core.bytes -= self.bytes;
     }
-}
-
-/// Builds the request of one part.
-struct Question<'a> {
-    call: &'a Call,
-    tag: Option<Tag>,
-    /// The revision of a read over several groups.
-    revision: Option<Revision>,
-    /// Several groups answer, and the answers are merged here.
-    is_merged: bool,
-    logged: bool,
-}
-
-impl Question<'_> {
-    fn body(self, core: &mut Core, share: &GroupShare) -> RequestBody {
-        match self.call {
-            Call::Op { op, serializable } => match (self.tag, share.shards.split_first()) {
-                (Some(tag), Some(((shard, epoch), also))) => RequestBody::Write {
-                    shard: *shard,
-                    epoch: *epoch,
-                    also: also.to_vec(),
-                    session: core.sessions.stamp(tag),
-                    op: op.clone(),
-                },
-                _ => {
-                    let mode = self.mode(op, *serializable);
-                    let mut op = op.clone();
-                    if let Op::Range(range) = &mut op
-                        && self.is_merged
-                        && range.sort.target == SortTarget::Value
-                    {
-                        // Merging by value needs the values.
-                        range.keys_only = false;
-                    }
-                    RequestBody::Read { shards: share.shards.clone(), op, mode }
-                }
-            },
-            Call::Compact { revision, .. } if self.logged => RequestBody::Compact { revision: *revision },
-            Call::Compact { revision, .. } => RequestBody::LogCompaction { revision: *revision },
-            Call::Map | Call::Status => RequestBody::CurrentRevision,
-        }
-    }
-
-    fn mode(&self, op: &Op, serializable: bool) -> ReadMode {
-        match (self.revision, op) {
-            _ if serializable => ReadMode::Serializable,
-            // The header takes the sequencer's number, the pairs are read where the client said.
-            (Some(_), Op::Range(range)) if range.revision > Revision(0) => ReadMode::At(range.revision),
-            (Some(revision), _) => ReadMode::At(revision),
-            (None, _) => ReadMode::Linearizable,
-        }
-    }
-}
-
-/// A compaction is first logged by the shardmaster, then carried out by every group.
-fn compaction_shares(logged: bool, core: &Core) -> Vec<GroupShare> {
-    let share = |group: GroupId| GroupShare { group, shards: Vec::new() };
-    match core.router.map() {
-        Some(map) if logged => map.groups.iter().map(|group| share(group.id)).collect(),
-        _ => vec![share(SHARDMASTER_GROUP)],
-    }
-}
-
-/// The newest revision that any range in an operation asks for; 0 where none does.
-fn newest_named(op: &Op) -> Revision {
-    match op {
-        Op::Range(range) => range.revision,
-        Op::Put(_) | Op::Delete(_) => Revision(0),
-        Op::Txn(txn) => txn.success.iter().chain(&txn.failure).map(newest_named).max().unwrap_or(Revision(0)),
-    }
-}
-
-fn over_groups(shares: &[GroupShare]) -> String {
-    let groups: Vec<String> = shares.iter().map(|share| share.group.to_string()).collect();
-    let groups = groups.join(", ");
-    format!(
-        "cloudpaxos: the keys of this transaction or deletion lie in several replica groups ({groups}); \
-         only reads of one range may span groups, keep the keys in one shard or split the request"
-    )
 }

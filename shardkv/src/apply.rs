@@ -54,11 +54,9 @@ impl<'a, S: Store> Call<'a, S> {
 
     /// Applies the entries and answers the outcomes and the batch to be written.
     pub(crate) fn run(mut self, entries: &[(Slot, Bytes)]) -> Result<(Vec<Vec<Outcome>>, WriteBatch), StoreError> {
-        let batches: Vec<_> = entries.iter().map(|(_, entry)| decode_entry(entry)).collect();
-        self.read_ahead(batches.iter().flatten())?;
-        let mut outcomes = Vec::with_capacity(batches.len());
-        for batch in batches {
-            outcomes.push(match batch {
+        let mut outcomes = Vec::with_capacity(entries.len());
+        for (_, entry) in entries {
+            outcomes.push(match decode_entry(entry) {
                 Ok(batch) => batch.commands.iter().map(|command| self.command(command)).collect::<Result<_, _>>()?,
                 Err(malformed) => {
                     self.mix(b'!', Revision(0), 0);
@@ -68,29 +66,6 @@ impl<'a, S: Store> Call<'a, S> {
         }
         self.state.meta.applied = self.row;
         Ok((outcomes, self.finish()))
-    }
-
-    /// Looks up at once the newest versions of all single keys that the commands name.
-    fn read_ahead<'c>(&mut self, batches: impl Iterator<Item = &'c Batch>) -> Result<(), StoreError> {
-        let mut rows = Vec::new();
-        for command in batches.flat_map(|batch| &batch.commands) {
-            let Command::Write { shard, also, op, .. } = command else { continue };
-            for id in std::iter::once(shard).chain(also.iter().map(|(id, _)| id)) {
-                let Some(shard) = self.state.shards.get(id) else { continue };
-                let mut add = |key: &Bytes| {
-                    if let Some(part) = shard.territory.part_of(key) {
-                        rows.push(part.space.latest(key));
-                    }
-                };
-                op.for_each_put(&mut |put| add(&put.key));
-                op.for_each_keys(&mut |keys, _| {
-                    if let Keys::One(key) = keys {
-                        add(key);
-                    }
-                });
-            }
-        }
-        self.overlay.read_ahead(rows)
     }
 
     fn command(&mut self, command: &Command) -> Result<Outcome, StoreError> {
@@ -135,7 +110,9 @@ impl<'a, S: Store> Call<'a, S> {
     fn write(&mut self, write: WriteCommand<'_>) -> Result<Outcome, StoreError> {
         let WriteCommand { revision, shard, epoch, also, session, op } = write;
         let named = std::iter::once((shard, epoch)).chain(also.iter().copied());
-        let Some(territory) = territory_of(&self.state.shards, self.keys, named) else { return Ok(Outcome::WrongShard) };
+        let Some(territory) = territory_of(&self.state.shards, self.keys, named) else {
+            return Ok(Outcome::WrongShard);
+        };
         if let Some(stray) = stray_key(op, &territory) {
             return Ok(Outcome::Failed(OpError::Malformed(stray)));
         }
@@ -195,8 +172,8 @@ impl<'a, S: Store> Call<'a, S> {
         }
     }
 
-    fn remember(&mut self, executed: Executed) {
-        if self.state.sessions.record(&executed, self.row) {
+    fn remember(&mut self, mut executed: Executed) {
+        if self.state.sessions.record(&mut executed, self.row) {
             let evicted = self.state.sessions.evicted(executed.shard);
             self.change_shard(executed.shard, |info| info.evicted = evicted);
         }

@@ -10,8 +10,8 @@
 
 use crate::key::SpaceKeys;
 use crate::reader::Reader;
-use crate::record::{self, Entry};
 use crate::record::Head;
+use crate::record::{self, Entry};
 use crate::state::Cursors;
 use crate::store::{Store, StoreError, WriteBatch};
 use crate::types::{Revision, SpaceId};

@@ -7,7 +7,7 @@
 //!   ranges at an explicit revision.
 //! - What can fail is checked along the path before anything is written; nothing is half-done.
 
-use crate::mvcc::{self, Version};
+use crate::mvcc::{self, Version, VisitVersion};
 use crate::ops::{Compare, Delete, KeyValue, Op, OpResult, Operand, Put, Range, RangeResult, Relation, Txn};
 use crate::range::Gather;
 use crate::record::{self, Head};
@@ -285,12 +285,7 @@ impl<V: View> Run<'_, V> {
     }
 
     /// Visits the keys as they are in the store at `at`, tombstones included.
-    fn stored(
-        &self,
-        keys: &Keys,
-        at: Revision,
-        visit: &mut dyn FnMut(&[u8], &Head, &[u8]) -> Result<(), StoreError>,
-    ) -> Result<(), ExecError> {
+    fn stored(&self, keys: &Keys, at: Revision, visit: &mut VisitVersion<'_>) -> Result<(), ExecError> {
         if self.mode != Mode::Fresh {
             self.check_floor(at)?;
         }
@@ -308,11 +303,7 @@ impl<V: View> Run<'_, V> {
     }
 
     /// Visits the keys as they are now, the pending writes over the state before.
-    fn current(
-        &self,
-        keys: &Keys,
-        visit: &mut dyn FnMut(&[u8], &Head, &[u8]) -> Result<(), StoreError>,
-    ) -> Result<(), ExecError> {
+    fn current(&self, keys: &Keys, visit: &mut VisitVersion<'_>) -> Result<(), ExecError> {
         if self.writes.is_empty() {
             return self.stored(keys, self.before(), visit);
         }

@@ -25,8 +25,8 @@
 //! - This crate knows no runtime, no network and no log.
 
 mod apply;
-pub mod codec;
 mod changes;
+pub mod codec;
 mod collect;
 pub mod command;
 mod exec;

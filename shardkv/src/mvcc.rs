@@ -26,6 +26,9 @@ impl Version {
     }
 }
 
+/// What a scan calls for each version: its key, its head, and its row.
+pub(crate) type VisitVersion<'a> = dyn FnMut(&[u8], &Head, &[u8]) -> Result<(), StoreError> + 'a;
+
 /// The version of `key` at `at`, which may be a tombstone.
 pub(crate) fn lookup<V: View>(
     view: &V,
@@ -52,7 +55,7 @@ pub(crate) fn scan<V: View>(
     space: &SpaceKeys,
     keys: &Keys,
     at: Revision,
-    visit: &mut dyn FnMut(&[u8], &Head, &[u8]) -> Result<(), StoreError>,
+    visit: &mut VisitVersion<'_>,
 ) -> Result<(), StoreError> {
     view.scan(&space.latest_range(keys), &mut |row_key, row| {
         let key = space.rest(row_key);

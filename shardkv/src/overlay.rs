@@ -10,23 +10,11 @@ use std::ops::{Bound, ControlFlow};
 pub(crate) struct Overlay<'a, V> {
     base: &'a V,
     rows: BTreeMap<Vec<u8>, Option<Bytes>>,
-    /// Base rows read ahead; the base does not change during an apply call except by collection,
-    /// which never changes what a lookup at the newest revision means.
-    ahead: BTreeMap<Vec<u8>, Option<Bytes>>,
 }
 
 impl<'a, V: View> Overlay<'a, V> {
     pub(crate) fn new(base: &'a V) -> Overlay<'a, V> {
-        Overlay { base, rows: BTreeMap::new(), ahead: BTreeMap::new() }
-    }
-
-    /// Reads rows of the base at once that will be asked for one by one.
-    pub(crate) fn read_ahead(&mut self, mut keys: Vec<Vec<u8>>) -> Result<(), StoreError> {
-        keys.sort_unstable();
-        keys.dedup();
-        let values = self.base.get_many(&keys)?;
-        self.ahead = keys.into_iter().zip(values).collect();
-        Ok(())
+        Overlay { base, rows: BTreeMap::new() }
     }
 
     pub(crate) fn put(&mut self, key: Vec<u8>, value: Bytes) {
@@ -52,7 +40,7 @@ impl<'a, V: View> Overlay<'a, V> {
 
 impl<V: View> View for Overlay<'_, V> {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        match self.rows.get(key).or_else(|| self.ahead.get(key)) {
+        match self.rows.get(key) {
             Some(pending) => Ok(pending.clone()),
             None => self.base.get(key),
         }

@@ -127,7 +127,12 @@ impl Sessions {
 
     /// Records what was executed, to be stored in the row of `row`. Evicts where the table is full;
     /// answers whether the shard's eviction floor rose.
-    pub(crate) fn record(&mut self, executed: &Executed, row: Slot) -> bool {
+    pub(crate) fn record(&mut self, executed: &mut Executed, row: Slot) -> bool {
+        // A session keeps its first birth: what is stored must not depend on what later commands say.
+        let known = self.tables.get(&executed.shard).and_then(|table| table.sessions.get(&executed.tag.session));
+        if let Some(session) = known {
+            executed.tag.born = session.born;
+        }
         self.insert(executed, row);
         let Some(table) = self.tables.get_mut(&executed.shard) else { return false };
         let mut dropped = Vec::new();
@@ -135,7 +140,8 @@ impl Sessions {
         if evict && let Some((last_use, oldest)) = table.by_use.pop_first() {
             assert!(last_use > table.evicted, "evicting {last_use} not above the floor {}", table.evicted);
             table.evicted = last_use;
-            dropped.extend(table.sessions.remove(&oldest).into_iter().flat_map(|session| session.outcomes.into_values()));
+            dropped
+                .extend(table.sessions.remove(&oldest).into_iter().flat_map(|session| session.outcomes.into_values()));
         }
         dropped.into_iter().for_each(|recorded| self.release(recorded.row));
         evict
@@ -144,7 +150,8 @@ impl Sessions {
     fn insert(&mut self, executed: &Executed, row: Slot) {
         let Executed { shard, tag, revision, path } = executed;
         let table = self.tables.entry(*shard).or_default();
-        let session = table.sessions.entry(tag.session).or_insert_with(|| Session { born: tag.born, ..Session::default() });
+        let session =
+            table.sessions.entry(tag.session).or_insert_with(|| Session { born: tag.born, ..Session::default() });
         table.by_use.remove(&session.last_use);
         session.last_use = *revision;
         table.by_use.insert(*revision, tag.session);
@@ -228,20 +235,73 @@ impl Sessions {
         rows.values_mut().for_each(|row| row.sort_by_key(|executed| executed.revision));
         rows.into_iter().collect()
     }
+}
 
-    /// Whether two tables decide alike (the rows' slots may differ).
-    #[cfg(test)]
-    pub(crate) fn same_as(&self, other: &Sessions) -> bool {
-        let essence = |sessions: &Sessions| {
-            let floors: Vec<_> = sessions.tables.iter().map(|(id, table)| (*id, table.evicted)).filter(|(_, floor)| floor.0 > 0).collect();
-            let sessions: Vec<_> = sessions.tables.iter().flat_map(|(shard, table)| {
-                table.sessions.iter().map(|(id, session)| {
-                    let outcomes: Vec<_> = session.outcomes.iter().map(|(s, r)| (*s, r.revision, r.path.clone())).collect();
-                    (*shard, *id, session.born, session.low_water, session.last_use, outcomes)
-                })
-            }).collect();
-            (floors, sessions)
-        };
-        essence(self) == essence(other)
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const LIMITS: SessionLimits = SessionLimits { sessions_max: 3, outcomes_per_session_max: 4 };
+
+    /// What the tables will decide by; the rows that outcomes lie in do not matter.
+    #[derive(Debug, PartialEq)]
+    struct Essence {
+        floors: Vec<(ShardId, Revision)>,
+        sessions: Vec<(ShardId, u128, Revision, u64, Revision)>,
+        outcomes: Vec<(u128, u64, Revision, Vec<bool>)>,
+    }
+
+    fn essence(sessions: &Sessions) -> Essence {
+        let floors = sessions.tables.iter().map(|(id, table)| (*id, table.evicted)).collect();
+        let (mut all, mut outcomes) = (Vec::new(), Vec::new());
+        for (shard, table) in &sessions.tables {
+            for (id, session) in &table.sessions {
+                all.push((*shard, *id, session.born, session.low_water, session.last_use));
+                let kept = session.outcomes.iter();
+                outcomes.extend(kept.map(|(sequence, r)| (*id, *sequence, r.revision, r.path.clone())));
+            }
+        }
+        Essence { floors, sessions: all, outcomes }
+    }
+
+    proptest! {
+        /// Numbers of evicted sessions are taken again by later ones, too.
+        #[test]
+        fn a_restart_and_an_image_give_the_same_tables(
+            uses in prop::collection::vec((0u64..2, 0u128..6, 0u64..6, 0u64..4, 0u64..20), 1..80),
+            per_row in 1usize..5,
+        ) {
+            let mut live = Sessions::new(LIMITS);
+            let mut rows: BTreeMap<Slot, Vec<Executed>> = BTreeMap::new();
+            let mut revision = Revision(20);
+            for (n, chunk) in uses.chunks(per_row).enumerate() {
+                let slot = Slot(n as u64 + 1);
+                let mut row = Vec::new();
+                for (shard, session, sequence, lag, age) in chunk {
+                    revision = Revision(revision.0 + 1);
+                    let (shard, born) = (ShardId(*shard), Revision(revision.0 - age));
+                    let low_water = sequence.saturating_sub(*lag);
+                    let tag = SessionTag { session: *session, born, sequence: *sequence, low_water };
+                    if live.judge(shard, &tag, revision) == Judgement::New {
+                        let path = vec![revision.0.is_multiple_of(2)];
+                        let mut executed = Executed { shard, tag, revision, path };
+                        live.record(&mut executed, slot);
+                        row.push(executed);
+                    }
+                }
+                live.take_dead_rows().into_iter().for_each(|dead| { rows.remove(&dead); });
+                if live.needs_row(slot) {
+                    rows.insert(slot, row);
+                }
+                let floors: Vec<_> = live.tables.iter().map(|(id, table)| (*id, table.evicted)).collect();
+                let stored = rows.clone().into_iter().collect();
+                prop_assert_eq!(essence(&Sessions::restore(LIMITS, &floors, stored)), essence(&live));
+                prop_assert_eq!(essence(&Sessions::restore(LIMITS, &floors, live.export())), essence(&live));
+                prop_assert_eq!(live.rows.keys().collect::<Vec<_>>(), rows.keys().collect::<Vec<_>>());
+            }
+            let most = 2 * LIMITS.sessions_max * LIMITS.outcomes_per_session_max;
+            prop_assert!(rows.len() <= most, "{} rows are kept for {most} outcomes", rows.len());
+        }
     }
 }

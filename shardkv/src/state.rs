@@ -139,7 +139,6 @@ pub(crate) struct Shared<S> {
 /// The index row at which collection goes on, by space.
 pub(crate) type Cursors = BTreeMap<SpaceId, Vec<u8>>;
 
-
 impl<S: Store> Shared<S> {
     pub(crate) fn new(store: Arc<S>, keys: GroupKeys, state: &State, next_space: u64) -> Shared<S> {
         Shared {

@@ -78,12 +78,6 @@ pub trait View {
     /// The value of a row.
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError>;
 
-    /// The values of several rows, in the order asked for. Cheaper than one by one where the
-    /// backend can batch.
-    fn get_many(&self, keys: &[Vec<u8>]) -> Result<Vec<Option<Bytes>>, StoreError> {
-        keys.iter().map(|key| self.get(key)).collect()
-    }
-
     /// Visits rows in ascending order, on a consistent snapshot taken at the start. An empty or
     /// inverted range holds no row.
     fn scan(&self, rows: &RowRange, visit: &mut Visit<'_>) -> Result<(), StoreError>;

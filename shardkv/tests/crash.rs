@@ -1,5 +1,6 @@
 //! Crashes and failures of storage at every step: what is left is the state before or after, never
 //! between, and the log replays the rest.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 
@@ -109,7 +110,10 @@ fn contents<S: Store>(group: &DataGroup<S>) -> Vec<shardkv::ops::OpResult> {
 }
 
 fn assert_same<S: Store, T: Store>(one: &DataGroup<S>, other: &DataGroup<T>) {
-    assert_eq!((one.applied(), one.hash(), one.last_revision()), (other.applied(), other.hash(), other.last_revision()));
+    assert_eq!(
+        (one.applied(), one.hash(), one.last_revision()),
+        (other.applied(), other.hash(), other.last_revision())
+    );
     assert_eq!(contents(one), contents(other));
 }
 
@@ -204,11 +208,13 @@ fn assert_no_leftovers<S: Store>(group: &DataGroup<S>, store: &MemoryStore) {
     let mut found = std::collections::BTreeSet::new();
     // The layout's prefix of a space's rows: group 2, kind 0x10, then the space's number.
     let rows = RowRange::prefix(&[1, 2, 0x10]);
-    store.scan(&rows, &mut |key, _| {
-        let digits = &key[4..4 + usize::from(key[3])];
-        found.insert(digits.iter().fold(0, |number, digit| number << 8 | u64::from(*digit)));
-        Ok(std::ops::ControlFlow::Continue(()))
-    }).unwrap();
+    store
+        .scan(&rows, &mut |key, _| {
+            let digits = &key[4..4 + usize::from(key[3])];
+            found.insert(digits.iter().fold(0, |number, digit| number << 8 | u64::from(*digit)));
+            Ok(std::ops::ControlFlow::Continue(()))
+        })
+        .unwrap();
     assert!(found.iter().all(|space| named.contains(space)), "spaces {found:?}, named {named:?}");
 }
 
@@ -271,10 +277,16 @@ fn collection_keeps_exactly_what_the_floor_needs() {
     group.apply(&[(Slot(65), codec::encode(&Batch { commands }))]).unwrap();
     while reader.collect(1).unwrap() != Progress::Done(0) {}
     let named = [(SHARD, EPOCH)];
-    let at_floor = reader.changes(&named, &Keys::From(Bytes::new()), (Revision(last + 1), Revision(last + 1)), 100, false);
+    let at_floor =
+        reader.changes(&named, &Keys::From(Bytes::new()), (Revision(last + 1), Revision(last + 1)), 100, false);
     let at_floor = at_floor.unwrap().events;
     assert!(!at_floor.is_empty(), "a watch from the floor sees the deletions at the floor");
-    group.apply(&[(Slot(66), codec::encode(&Batch { commands: vec![Command::Compact { revision: Revision(last + 2) }] }))]).unwrap();
+    group
+        .apply(&[(
+            Slot(66),
+            codec::encode(&Batch { commands: vec![Command::Compact { revision: Revision(last + 2) }] }),
+        )])
+        .unwrap();
     while reader.collect(1).unwrap() != Progress::Done(0) {}
     let all = Op::Range(Range::all(Keys::From(Bytes::new())));
     let (_, found) = reader.serializable(&named, &all).unwrap();

@@ -1,5 +1,6 @@
 //! Random histories against the naive model: two replicas, which restart, crash, fall behind and
 //! install images, answer every command as the model does, and agree on everything.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 
@@ -19,25 +20,56 @@ const GROUP: GroupId = GroupId(2);
 
 #[derive(Clone, Debug)]
 enum Step {
-    Write { shard: usize, also: u8, stale: bool, session: usize, skip: u64, lag: u64, gap: u64, op: Op },
+    Write {
+        shard: usize,
+        also: u8,
+        stale: bool,
+        session: usize,
+        skip: u64,
+        lag: u64,
+        gap: u64,
+        op: Op,
+    },
     /// Sends an earlier write again, newly stamped.
-    Again { back: usize, gap: u64 },
+    Again {
+        back: usize,
+        gap: u64,
+    },
     /// A command whose revision does not rise.
-    Late { back: u64 },
+    Late {
+        back: u64,
+    },
     /// The gateway opens a new session.
-    Reopen { session: usize },
-    Compact { back: u64 },
-    Collect { budget: usize },
+    Reopen {
+        session: usize,
+    },
+    Compact {
+        back: u64,
+    },
+    Collect {
+        budget: usize,
+    },
     EndEntry,
     Apply,
     ApplyOther,
     Flush,
     Restart,
-    Crash { kept: usize },
+    Crash {
+        kept: usize,
+    },
     /// The other replica installs an image; if asked, writes go on while it is read.
-    Install { crash: Option<usize> },
-    Read { shards: u8, back: u64, op: Op },
-    Changes { back: u64, budget: usize },
+    Install {
+        crash: Option<usize>,
+    },
+    Read {
+        shards: u8,
+        back: u64,
+        op: Op,
+    },
+    Changes {
+        back: u64,
+        budget: usize,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -141,7 +173,9 @@ impl<S: Store> World<S> {
                 self.push(command);
             }
             Step::Again { back, gap } => {
-                let Some(mut command) = self.sent.len().checked_sub(back).map(|at| self.sent[at].clone()) else { return };
+                let Some(mut command) = self.sent.len().checked_sub(back).map(|at| self.sent[at].clone()) else {
+                    return;
+                };
                 if let Command::Write { revision, .. } = &mut command {
                     *revision = Revision(self.model.last + gap);
                 }
@@ -239,7 +273,8 @@ impl<S: Store> World<S> {
         let (mut next, upto) = (Revision(from), Revision(self.model.last));
         let mut found = Vec::new();
         while next <= upto {
-            let changes = self.one.group.reader().changes(&named, &Keys::From(Bytes::new()), (next, upto), budget, true);
+            let changes =
+                self.one.group.reader().changes(&named, &Keys::From(Bytes::new()), (next, upto), budget, true);
             let changes = changes.unwrap();
             assert!(changes.next > next, "no progress at {next}");
             next = changes.next;
@@ -248,7 +283,8 @@ impl<S: Store> World<S> {
         assert!(found.is_sorted_by_key(|event| (event.revision, event.operation)));
         // A key that a transaction creates and deletes leaves a deletion of nothing.
         found.retain(|event| event.kv.is_some() || self.model.at(event.revision.0 - 1).contains_key(&event.key));
-        let mut found: Vec<_> = found.into_iter().map(|event| (event.revision.0, event.key, event.kv, event.prev_kv)).collect();
+        let mut found: Vec<_> =
+            found.into_iter().map(|event| (event.revision.0, event.key, event.kv, event.prev_kv)).collect();
         found.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
         let mut expected = Vec::new();
         for revision in from.max(1)..=self.model.last {
@@ -266,7 +302,10 @@ impl<S: Store> World<S> {
         self.apply();
         catch_up(&mut self.other.group, &self.log, 1);
         let same = |one: &DataGroup<S>, other: &DataGroup<S>| {
-            assert_eq!((one.applied(), one.last_revision(), one.hash()), (other.applied(), other.last_revision(), other.hash()));
+            assert_eq!(
+                (one.applied(), one.last_revision(), one.hash()),
+                (other.applied(), other.last_revision(), other.hash())
+            );
         };
         same(&self.one.group, &self.other.group);
         while let Progress::More(_) = self.other.group.reader().collect(5).unwrap() {}
@@ -274,7 +313,8 @@ impl<S: Store> World<S> {
         let all = Op::Range(shardkv::ops::Range::all(Keys::From(Bytes::new())));
         for at in self.model.floor..=self.model.last {
             let at = Revision(at);
-            let (one, other) = (self.one.group.reader().read(&named, &all, at), self.other.group.reader().read(&named, &all, at));
+            let (one, other) =
+                (self.one.group.reader().read(&named, &all, at), self.other.group.reader().read(&named, &all, at));
             assert_eq!(one, other, "at {at}");
         }
         // Retries of everything, evicted and expired sessions among them: the tables agree.

@@ -1,6 +1,7 @@
 //! What applying and reading cost on RocksDB. Not a test of anything: run it by hand with
 //! `cargo test --release -p shardkv --features rocks --test rocks_cost -- --ignored --nocapture`.
 #![cfg(feature = "rocks")]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)] // it measures time
 
 use bytes::Bytes;
 use paxos::{GroupId, Slot, StateMachine};
@@ -34,9 +35,24 @@ fn entry(first: u64, revision: u64) -> Bytes {
     let commands = (0..BATCH).map(|i| {
         let sequence = first + i + 1;
         let value: Vec<u8> = (0..32).flat_map(|j| scatter(sequence * 32 + j).to_le_bytes()).collect();
-        let put = Put { key: key(scatter(first + i)), value: value.into(), lease: 0, prev_kv: false, ignore_value: false, ignore_lease: false };
-        let session = SessionTag { session: 1 << 100, born: Revision(1), sequence, low_water: sequence.saturating_sub(100) };
-        Command::Write { revision: Revision(revision + i), shard: SHARD, epoch: EPOCH, also: vec![], session, op: Op::Put(put) }
+        let put = Put {
+            key: key(scatter(first + i)),
+            value: value.into(),
+            lease: 0,
+            prev_kv: false,
+            ignore_value: false,
+            ignore_lease: false,
+        };
+        let session =
+            SessionTag { session: 1 << 100, born: Revision(1), sequence, low_water: sequence.saturating_sub(100) };
+        Command::Write {
+            revision: Revision(revision + i),
+            shard: SHARD,
+            epoch: EPOCH,
+            also: vec![],
+            session,
+            op: Op::Put(put),
+        }
     });
     codec::encode(&Batch { commands: commands.collect() })
 }
@@ -68,18 +84,11 @@ fn yardstick() {
         }
         let write = (cpu().0 - thread) / KEYS as f64;
         let (thread, _) = cpu();
-        for n in 0..KEYS / BATCH {
-            let mut keys: Vec<Vec<u8>> = (0..BATCH).map(|i| key(scatter(n * BATCH + i)).to_vec()).collect();
-            keys.sort();
-            store.get_many(&keys).unwrap();
-        }
-        let many = (cpu().0 - thread) / KEYS as f64;
-        let (thread, _) = cpu();
         for n in 0..KEYS {
             store.get(&key(scatter(n))).unwrap();
         }
         let get = (cpu().0 - thread) / KEYS as f64;
-        println!("yardstick: write {write:.2} µs, lookup in batches {many:.2} µs, single {get:.2} µs CPU per random row");
+        println!("yardstick: write {write:.2} µs, lookup {get:.2} µs CPU per random row");
     }
 }
 
@@ -94,7 +103,8 @@ fn rocks_apply_cost() {
     group.apply(&[(Slot(1), codec::encode(&Batch { commands: vec![activate] }))]).unwrap();
     let mut slot = 1;
     for round in 0..4 {
-        let entries: Vec<Bytes> = (0..KEYS / BATCH).map(|n| entry(round * KEYS + n * BATCH, 3 + round * KEYS + n * BATCH)).collect();
+        let entries: Vec<Bytes> =
+            (0..KEYS / BATCH).map(|n| entry(round * KEYS + n * BATCH, 3 + round * KEYS + n * BATCH)).collect();
         let (start, (thread, process)) = (Instant::now(), cpu());
         for entry in entries {
             slot += 1;
@@ -103,7 +113,10 @@ fn rocks_apply_cost() {
         let micros = start.elapsed().as_secs_f64() * 1e6 / KEYS as f64;
         let (thread, process) = (cpu().0 - thread, cpu().1 - process);
         let (thread, process) = (thread / KEYS as f64, process / KEYS as f64);
-        println!("round {round}: {micros:.2} µs per put, {thread:.2} µs CPU here, {process:.2} with background ({})", if round == 0 { "63 % new keys" } else { "mostly overwrites" });
+        println!(
+            "round {round}: {micros:.2} µs per put, {thread:.2} µs CPU here, {process:.2} with background ({})",
+            if round == 0 { "63 % new keys" } else { "mostly overwrites" }
+        );
     }
     let reader = group.reader();
     let (_, at) = reader.applied();
@@ -128,7 +141,11 @@ fn rocks_apply_cost() {
     for _ in 0..rounds {
         reader.read(&[(SHARD, EPOCH)], &all, at).unwrap();
     }
-    println!("range of all keys, limit 100: {:.2} ms, {:.2} ms CPU", start.elapsed().as_secs_f64() * 1e3 / f64::from(rounds), (cpu().0 - thread) / 1e3 / f64::from(rounds));
+    println!(
+        "range of all keys, limit 100: {:.2} ms, {:.2} ms CPU",
+        start.elapsed().as_secs_f64() * 1e3 / f64::from(rounds),
+        (cpu().0 - thread) / 1e3 / f64::from(rounds)
+    );
     let start = Instant::now();
     slot += 1;
     group.apply(&[(Slot(slot), codec::encode(&Batch { commands: vec![Command::Compact { revision: at }] }))]).unwrap();

@@ -1,4 +1,5 @@
 //! The shortest way through the crate: activate, write, read, retry, compact, restart.
+#![allow(clippy::unwrap_used)]
 
 use bytes::Bytes;
 use paxos::{GroupId, Slot, StateMachine};

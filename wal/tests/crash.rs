@@ -198,3 +198,40 @@ fn a_crash_inside_a_release_leaves_the_old_log_or_the_new_one() {
     }
     assert_eq!(images, BTreeSet::from([(1, 0), (4, 24)]));
 }
+
+/// The process dies inside a release, the disk is full, and the power fails while the next process
+/// opens the log: it must not act on a control file whose name is not durable yet.
+#[test]
+fn a_restart_inside_a_release_on_a_full_disk_is_safe() {
+    let disk = MemDisk::new();
+    let (mut log, _) = open(&disk);
+    (0..30).for_each(|number| assert!(log.append(&[record(1, number)]).is_ok()));
+    drop(log);
+    for at in 0.. {
+        let dying = disk.fork();
+        let (mut log, _) = open(&dying);
+        dying.cut_power_after(at);
+        let done = log.release(3).is_ok();
+        dying.restart();
+        dying.set_budget_bytes(Some(dying.used_bytes()));
+        for again in 0.. {
+            let opening = dying.fork();
+            opening.cut_power_after(again);
+            let through = Log::open(opening.handle(), config()).is_ok();
+            for pattern in PATTERNS.step_by(8) {
+                let image = opening.fork();
+                image.crash(survivors(pattern));
+                let (log, recovery) = open(&image);
+                assert_healthy(&recovery);
+                let first = (*log.live_segments().start() - 1) * 8;
+                assert_eq!(recovery.groups[&1].len() as u64, 30 - first, "cut at {at}, then at {again}");
+            }
+            if through {
+                break;
+            }
+        }
+        if done {
+            break;
+        }
+    }
+}

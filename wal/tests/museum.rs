@@ -330,3 +330,20 @@ fn museum_24_a_log_that_filled_the_disk_itself_reclaims_its_way_out() {
     assert_healthy(&recovery);
     assert_eq!(payloads(&recovery, 2).last(), expected([number - 1]).last());
 }
+
+/// 24, for reclaim: letting go of segments on a full disk needs no space, even without the control
+/// file's successor. The reserve makes room for it and comes back with the released segments.
+#[test]
+fn museum_24_a_release_needs_no_space() {
+    let disk = MemDisk::new();
+    let (mut log, _) = open(&disk);
+    (0..20).for_each(|number| assert!(log.append(&[record(1, number)]).is_ok()));
+    disk.lose_file("control.next");
+    disk.set_budget_bytes(Some(disk.used_bytes()));
+    log.release(2).unwrap();
+    assert!(disk.files().contains(&"reserve".to_owned()), "{:?}", disk.files());
+    disk.crash(|_| false);
+    let (_, recovery) = open(&disk);
+    assert_healthy(&recovery);
+    assert_eq!(payloads(&recovery, 1), expected(16..20));
+}

@@ -166,6 +166,22 @@ fn released_segments_are_gone_and_chains_may_start_behind_them() {
 }
 
 #[test]
+fn a_promise_is_released_with_its_original_even_if_its_copy_lies_in_a_later_segment() {
+    on_both(|disk| {
+        let (mut log, _) = open_on(disk());
+        (0..7).for_each(|number| assert!(log.append(&[record(1, number)]).is_ok()));
+        let synced = log.append(&[promise(2, 7)]).unwrap();
+        assert_eq!((synced.first_segment, synced.segment), (1, 2));
+        log.append_reclaim(&[promise(2, 8)]).unwrap();
+        log.release(1).unwrap();
+        drop(log);
+        let (_, recovery) = open_on(disk());
+        assert_healthy(&recovery);
+        assert_eq!(payloads(&recovery, 2), expected([8]));
+    });
+}
+
+#[test]
 fn disk_use_stays_bounded_while_segments_are_released() {
     on_both(|disk| {
         let (mut log, _) = open_on(disk());

@@ -46,7 +46,9 @@ pub(super) fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) 
     rows.into_iter().for_each(|row| {
         table.add_row(row);
     });
-    let text: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
+    // The first column needs no space before it, the last none behind.
+    let text: Vec<String> =
+        table.lines().map(|line| line.strip_prefix(' ').unwrap_or(&line).trim_end().to_owned()).collect();
     line(text.join("\n"))
 }
 

@@ -205,7 +205,9 @@ mod tests {
 
     #[test]
     fn bad_lines_are_quoted_back() {
-        for line in ["", "value", "value(k)", "value(k) ~ 1", "value(k = 1", "size(k) = 1", "mod(k) = x", "mod(k) = 1 2"] {
+        for line in
+            ["", "value", "value(k)", "value(k) ~ 1", "value(k = 1", "size(k) = 1", "mod(k) = x", "mod(k) = 1 2"]
+        {
             let error = compare(line).expect_err(line);
             assert!(error.contains(line), "{error}");
         }

@@ -288,7 +288,8 @@ pub(super) fn listen_address(
     if address.port() == 0 && !port_zero_allowed {
         return Err(setting.bad("port 0 would be another one at every start; write a fixed port"));
     }
-    if !address.is_loopback() && !insecure_plaintext(layers)? {
+    let insecure_plaintext = insecure_plaintext(layers)?;
+    if !address.is_loopback() && !insecure_plaintext {
         return Err(ConfigError::PlaintextOffLoopback { origin: setting.origin, address: address.to_string() });
     }
     Ok(address)

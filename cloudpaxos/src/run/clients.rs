@@ -87,7 +87,8 @@ fn watch_status(gateway: Handle, node: Option<NodeHandle>) -> Arc<dyn Fn() -> No
 fn node_status(status: &CoreStatus, store_bytes: u64) -> NodeStatus {
     let master = status.groups.iter().find(|group| group.group == SHARDMASTER_GROUP);
     let unreachable = status.reaches.iter().filter(|(_, reached)| !reached);
-    let mut errors: Vec<String> = unreachable.map(|(node, _): &(NodeId, bool)| format!("{node} is unreachable")).collect();
+    let mut errors: Vec<String> =
+        unreachable.map(|(node, _): &(NodeId, bool)| format!("{node} is unreachable")).collect();
     if status.no_space {
         errors.push("the log has no room: free space on the data directory's disk".into());
     }

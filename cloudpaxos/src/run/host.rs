@@ -84,9 +84,9 @@ impl Site {
         let me = identity.node_id;
         let micros = |duration: std::time::Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         let infos = self.node_infos();
-        let peers = infos.iter().map(|info| {
-            (info.id, PeerAddress { name: info.name.clone(), address: info.peer_address.clone() })
-        });
+        let peers = infos
+            .iter()
+            .map(|info| (info.id, PeerAddress { name: info.name.clone(), address: info.peer_address.clone() }));
         let all = std::iter::once(self.shardmaster()).chain(self.data_groups());
         let hosted = all.filter(|group| group.replicas.contains(&me)).map(|group| (group.id, group.replicas));
         let info = infos.iter().find(|info| info.id == me).cloned();
@@ -135,7 +135,8 @@ impl Site {
 
 /// Runs until `stopped` is raised or the node must not go on.
 pub(super) fn run(site: Site, ports: Ports, stopped: watch::Receiver<bool>) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed("start a runtime"))?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed("start a runtime"))?;
     let outcome = runtime.block_on(run_here(site, ports, stopped));
     // Streams of other nodes may still be open; nothing in them is worth waiting for.
     runtime.shutdown_background();
@@ -152,22 +153,27 @@ async fn run_here(site: Site, ports: Ports, mut stopped: watch::Receiver<bool>) 
     };
     let (node, handle) = opened.unzip();
     let began = std::time::Instant::now();
-    let reporter = handle.clone().zip(site.identity.as_ref()).map(|(handle, (_, identity))| {
-        Arc::new(NodeReporter::new(handle, identity, site.roles.clone(), began))
-    });
+    let reporter = handle
+        .clone()
+        .zip(site.identity.as_ref())
+        .map(|(handle, (_, identity))| Arc::new(NodeReporter::new(handle, identity, site.roles.clone(), began)));
     let mut tasks = tokio::task::JoinSet::new();
     if let (Some(listener), Some(handle), Some(reporter)) = (ports.peer, &handle, &reporter) {
         let listener = tokio::net::TcpListener::from_std(listener).map_err(failed("listen for peers"))?;
         let more = Routes::new(ReportService::new(reporter.clone()).into_server());
         let serving = runtime::serve(listener, handle.peer_port(), more, raised(stopped.clone()));
-        tasks.spawn(async move { serving.await.map_err(|error| Failure::Run(format!("the peer port failed: {error}"))) });
+        tasks.spawn(
+            async move { serving.await.map_err(|error| Failure::Run(format!("the peer port failed: {error}"))) },
+        );
     }
     if let Some(listener) = ports.client {
         let listener = tokio::net::TcpListener::from_std(listener).map_err(failed("listen for clients"))?;
         let gateway = clients::start_gateway(&site, handle.as_ref());
         let source = Arc::new(Source::new(gateway.clone(), site.shardmaster(), reporter.clone()));
         let serving = clients::serve(&site, gateway, handle.clone(), source, listener, raised(stopped.clone()));
-        tasks.spawn(async move { serving.await.map_err(|error| Failure::Run(format!("the client port failed: {error}"))) });
+        tasks.spawn(
+            async move { serving.await.map_err(|error| Failure::Run(format!("the client port failed: {error}"))) },
+        );
     }
     let ended = async {
         match node {

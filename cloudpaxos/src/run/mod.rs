@@ -26,8 +26,9 @@ fn failed(what: impl std::fmt::Display) -> impl FnOnce(std::io::Error) -> Failur
 }
 
 fn bind(address: &str, option: &str) -> Result<TcpListener, Failure> {
-    let listener = TcpListener::bind(address)
-        .map_err(|error| Failure::Run(format!("cannot listen on {address}: {error}; free the port or change {option}")))?;
+    let listener = TcpListener::bind(address).map_err(|error| {
+        Failure::Run(format!("cannot listen on {address}: {error}; free the port or change {option}"))
+    })?;
     listener.set_nonblocking(true).map_err(failed(format!("listen on {address}")))?;
     Ok(listener)
 }
@@ -35,7 +36,8 @@ fn bind(address: &str, option: &str) -> Result<TcpListener, Failure> {
 /// Runs one node of a cluster until it is told to stop.
 pub fn start(config: StartConfig) -> Result<(), Failure> {
     logging::install(&config.log);
-    let client = config.listen_client.as_ref().map(|address| bind(&address.to_string(), "--listen-client")).transpose()?;
+    let client =
+        config.listen_client.as_ref().map(|address| bind(&address.to_string(), "--listen-client")).transpose()?;
     let peer = config.listen_peer.as_ref().map(|address| bind(&address.to_string(), "--listen-peer")).transpose()?;
     let directory = match (&config.data_dir, config.roles.hosts_replicas()) {
         (Some(path), true) => {
@@ -130,11 +132,13 @@ fn print_welcome(endpoint: &str, data_dir: &Path) {
 fn stop_on_signals() -> Result<(watch::Sender<bool>, watch::Receiver<bool>), Failure> {
     let (stop, stopped) = watch::channel(false);
     let raise = stop.clone();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed("start a runtime"))?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed("start a runtime"))?;
     let wait = move || {
         runtime.block_on(async move {
             use tokio::signal::unix::{SignalKind, signal};
-            let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+            let (Ok(mut interrupt), Ok(mut terminate)) =
+                (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
             else {
                 tracing::error!("signals cannot be received; stop the process with SIGKILL");
                 return;

@@ -114,19 +114,20 @@ impl Writes {
     }
 }
 
-/// A set of keys as disjoint intervals `start → end`; no end means all behind. Adding costs a
-/// logarithm, so that a request full of deletions costs no more than its bytes suggest.
+/// A set of keys as disjoint intervals `start → end`. Adding costs a logarithm, so that a request
+/// full of deletions costs no more than its bytes suggest.
 #[derive(Default)]
-struct Intervals(BTreeMap<Bytes, Option<Bytes>>);
+struct Intervals(BTreeMap<Bytes, Bytes>);
 
 impl Intervals {
     fn add(&mut self, key: &Bytes, range_end: &Bytes) {
         let end = match &range_end[..] {
-            [] => Some([key, &b"\0"[..]].concat().into()),
-            [0] => None,
-            _ => Some(range_end.clone()),
+            [] => [key, &b"\0"[..]].concat().into(),
+            // A deletion of all that follows ends with "\0" here, below its start, and so counts
+            // for nothing: etcd lets puts behind it pass, and they win by their place in the list.
+            _ => range_end.clone(),
         };
-        if end.as_ref().is_none_or(|end| end > key) {
+        if end > *key {
             self.insert(key.clone(), end);
         }
     }
@@ -135,28 +136,20 @@ impl Intervals {
         other.0.into_iter().for_each(|(start, end)| self.insert(start, end));
     }
 
-    fn insert(&mut self, mut start: Bytes, mut end: Option<Bytes>) {
-        if let Some((before, before_end)) = self.0.range(..=start.clone()).next_back()
-            && before_end.as_ref().is_none_or(|before_end| *before_end >= start)
+    fn insert(&mut self, mut start: Bytes, mut end: Bytes) {
+        if let Some((before, _)) =
+            self.0.range(..=start.clone()).next_back().filter(|(_, before_end)| **before_end >= start)
         {
             start = before.clone();
         }
-        let within = |key: &Bytes, end: &Option<Bytes>| end.as_ref().is_none_or(|end| key <= end);
-        while let Some(key) =
-            self.0.range(start.clone()..).next().map(|(key, _)| key.clone()).filter(|key| within(key, &end))
-        {
-            let other = self.0.remove(&key).flatten();
-            end = match (end, other) {
-                (Some(end), Some(other)) => Some(end.max(other)),
-                _ => None,
-            };
+        while let Some(key) = self.0.range(start.clone()..=end.clone()).next().map(|(key, _)| key.clone()) {
+            end = self.0.remove(&key).map_or(end.clone(), |other| other.max(end));
         }
         self.0.insert(start, end);
     }
 
     fn contains(&self, key: &Bytes) -> bool {
-        let interval = self.0.range(..=key.clone()).next_back();
-        interval.is_some_and(|(_, end)| end.as_ref().is_none_or(|end| key < end))
+        self.0.range(..=key.clone()).next_back().is_some_and(|(_, end)| key < end)
     }
 }
 
@@ -198,6 +191,7 @@ mod tests {
         assert_eq!(check(vec![delete_op("a", "c"), put_op("b")]), duplicate);
         assert_eq!(check(vec![put_op("c"), delete_op("a", "c")]), Ok(()));
         assert_eq!(check(vec![delete_op("a", ""), delete_op("a", "")]), Ok(()), "twice deleted is fine");
+        assert_eq!(check(vec![delete_op("a", "\0"), put_op("b")]), Ok(()), "as etcd has it");
         assert_eq!(check(vec![txn_op(vec![put_op("a")], vec![put_op("a")])]), Ok(()), "either, never both");
         assert_eq!(check(vec![txn_op(vec![put_op("a")], vec![]), put_op("a")]), duplicate);
         assert_eq!(check(vec![txn_op(vec![], vec![put_op("a")]), txn_op(vec![put_op("a")], vec![])]), duplicate);

@@ -153,7 +153,10 @@ fn compaction_is_logged_then_carried_out_by_every_group() {
     let compact = || Call::Compact { revision: Revision(8), physical: true };
     world.call(1, compact());
     let (node, request) = world.take_one();
-    assert_eq!((request.group, &request.body), (SHARDMASTER_GROUP, &RequestBody::LogCompaction { revision: Revision(8) }));
+    assert_eq!(
+        (request.group, &request.body),
+        (SHARDMASTER_GROUP, &RequestBody::LogCompaction { revision: Revision(8) })
+    );
     world.reply(node, &request, ReplyBody::Compacted);
     let sent = world.take_all();
     assert_eq!(sent.iter().map(|(_, r)| r.group.0).collect::<Vec<_>>(), [2, 3]);

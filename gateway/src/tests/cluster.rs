@@ -182,9 +182,11 @@ impl Cluster {
                     ReplyBody::Map(is_newer.then(|| Box::new(self.map.clone())))
                 }
                 RequestBody::Write { shard, epoch, session, op, .. } => {
-                    let owned = self.map.shards.iter().any(|info| {
-                        (info.id, info.group, info.epoch) == (*shard, request.group, *epoch)
-                    });
+                    let owned = self
+                        .map
+                        .shards
+                        .iter()
+                        .any(|info| (info.id, info.group, info.epoch) == (*shard, request.group, *epoch));
                     match (owned, self.dice.roll(8)) {
                         (false, _) => ReplyBody::WrongShard,
                         // Carried out, but leadership went before the answer.
@@ -214,7 +216,7 @@ impl Cluster {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
 
     #[test]
     fn commands_are_carried_out_exactly_once_or_reported_honestly(dice in prop::collection::vec(any::<u8>(), 0..1500)) {

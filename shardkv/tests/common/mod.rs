@@ -58,9 +58,7 @@ impl Expect {
     pub fn check(&self, outcome: &Outcome, what: &dyn std::fmt::Debug) {
         let fits = match self {
             Expect::Exactly(expected) => outcome == expected,
-            Expect::OrExpired(expected) => {
-                outcome == expected || *outcome == Outcome::Failed(OpError::SessionExpired)
-            }
+            Expect::OrExpired(expected) => outcome == expected || *outcome == Outcome::Failed(OpError::SessionExpired),
             Expect::Malformed => matches!(outcome, Outcome::Failed(OpError::Malformed(_))),
         };
         assert!(fits, "{what:?}\nanswered {outcome:?}\nexpected {self:?}");

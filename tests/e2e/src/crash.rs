@@ -58,6 +58,8 @@ pub struct Config {
     pub keys: u16,
     /// How many watches over everything run along.
     pub watches: usize,
+    /// Whether the store is asked for its log of changes at the end (by a watch from the past).
+    pub log: bool,
     /// What all choices are drawn from.
     pub seed: u64,
     /// Where data and histories go.
@@ -84,14 +86,7 @@ type Watches = Vec<JoinHandle<Result<checkers::WatchLog, HarnessError>>>;
 /// Runs the rounds, heals, collects everything and judges it.
 pub async fn run(config: &Config) -> Result<Summary, HarnessError> {
     let started = Instant::now();
-    let mut cluster = Cluster::start(config.system, config.layout, &config.directory).await?;
-    let result = run_on(config, &mut cluster).await;
-    if result.is_err() {
-        let kept = cluster.keep();
-        eprintln!("data and logs are kept in {}", kept.display());
-    }
-    let (history, faults) = result?;
-    drop(cluster);
+    let (history, faults) = record_with_faults(config).await?;
     let judging = Instant::now();
     let report = checkers::check(&history);
     let judging = judging.elapsed();
@@ -101,6 +96,21 @@ pub async fn run(config: &Config) -> Result<Summary, HarnessError> {
     }
     let changes = history.log.map_or(0, |log| log.len());
     Ok(Summary { report, faults, changes, elapsed: started.elapsed(), judging })
+}
+
+/// Like [`run`], without the judging.
+pub async fn record(config: &Config) -> Result<History, HarnessError> {
+    Ok(record_with_faults(config).await?.0)
+}
+
+async fn record_with_faults(config: &Config) -> Result<(History, BTreeMap<Fault, u32>), HarnessError> {
+    let mut cluster = Cluster::start(config.system, config.layout, &config.directory).await?;
+    let result = run_on(config, &mut cluster).await;
+    if result.is_err() {
+        let kept = cluster.keep();
+        eprintln!("data and logs are kept in {}", kept.display());
+    }
+    result
 }
 
 async fn run_on(config: &Config, cluster: &mut Cluster) -> Result<(History, BTreeMap<Fault, u32>), HarnessError> {
@@ -127,7 +137,9 @@ async fn run_on(config: &Config, cluster: &mut Cluster) -> Result<(History, BTre
     for watch in watches {
         history.watches.push(watch.await.expect("a watch's task does not panic")?);
     }
-    history.log = Some(observe::log_of_changes(cluster.endpoints(), last).await?);
+    if config.log {
+        history.log = Some(observe::log_of_changes(cluster.endpoints(), last).await?);
+    }
     Ok((history, faults))
 }
 
@@ -263,9 +275,10 @@ impl Config {
         };
         format!(
             "e2e crash --system {} --layout {layout} --rounds {rounds} --seconds {} --clients {clients} --keys {keys} \
-             --watches {watches} --seed {seed}",
+             --watches {watches} --seed {seed}{}",
             system.name(),
             self.round.as_secs_f64(),
+            if self.log { "" } else { " --no-log" },
         )
     }
 }

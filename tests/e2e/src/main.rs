@@ -43,6 +43,9 @@ enum Command {
         /// Watches over everything that run along.
         #[arg(long, default_value_t = 2)]
         watches: usize,
+        /// Do not ask for the log of changes at the end; judge by what clients saw alone.
+        #[arg(long)]
+        no_log: bool,
         /// What all choices are drawn from; random if not given.
         #[arg(long)]
         seed: Option<u64>,
@@ -119,9 +122,10 @@ async fn main() -> ExitCode {
 async fn run(Arguments { command, directory }: Arguments) -> Result<(), HarnessError> {
     fs::create_dir_all(&directory).map_err(HarnessError::io(format!("creating {}", directory.display())))?;
     match command {
-        Command::Crash { system, layout, rounds, seconds, clients, keys, watches, seed } => {
+        Command::Crash { system, layout, rounds, seconds, clients, keys, watches, no_log, seed } => {
             let (round, seed) = (Duration::from_secs_f64(seconds), seed.unwrap_or_else(workload::fresh_seed));
-            let config = crash::Config { system, layout, rounds, round, clients, keys, watches, seed, directory };
+            let config =
+                crash::Config { system, layout, rounds, round, clients, keys, watches, log: !no_log, seed, directory };
             println!("{}", config.command());
             let summary = crash::run(&config).await?;
             println!("faults: {:?}; {} changes in the log", summary.faults, summary.changes);

@@ -7,9 +7,9 @@ use checkers::{Change, Key, Revision, Value, WatchAnswer, WatchLog};
 use futures_util::{StreamExt, stream};
 use proto::etcdserverpb as pb;
 use proto::mvccpb::event::EventType;
-use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::watch;
+use tonic::{Code, Status};
 
 /// How long a watch may lag behind the last write once the cluster is whole.
 const CATCH_UP_LIMIT: Duration = Duration::from_secs(60);
@@ -29,14 +29,21 @@ pub async fn follow(
     let mut log = WatchLog { start: Key::new(START), end: Key::new(END), from, answers: Vec::new() };
     let mut attempts = 0..;
     let mut named = until.clone();
+    let mut last_end = "no answer".to_owned();
     let all = async {
         loop {
             if until.borrow().is_some_and(|last| reached(&log) >= last) {
-                return;
+                return Ok(());
             }
             let endpoint = &endpoints[attempts.next().unwrap_or(0) % endpoints.len()];
             tokio::select! {
-                () = follow_once(endpoint, &mut log, until.clone()) => {}
+                ended = follow_once(endpoint, &mut log, until.clone()) => match ended {
+                    Ok(()) => {}
+                    Err(status) if status.code() == Code::Unimplemented => {
+                        return Err(HarnessError::rpc("a watch (--no-log --watches 0 does without)")(status));
+                    }
+                    Err(status) => last_end = status.to_string(),
+                },
                 // Named while the watch is silent: it may hold all of it already.
                 _ = until.changed() => {}
             }
@@ -49,13 +56,11 @@ pub async fn follow(
         tokio::time::sleep(CATCH_UP_LIMIT).await;
     };
     tokio::select! {
-        () = all => Ok(log),
-        () = too_late => Err(HarnessError::Timeout {
-            what: "the delivery of all changes to a watch".to_owned(),
-            seconds: CATCH_UP_LIMIT.as_secs(),
-            logs: PathBuf::new(),
-        }),
+        ended = all => return ended.map(|()| log),
+        () = too_late => {}
     }
+    let detail = format!("not complete {CATCH_UP_LIMIT:?} after the last write; it ended last with: {last_end}");
+    Err(HarnessError::Wrong { what: "a watch over all changes".to_owned(), detail })
 }
 
 /// All changes since the store was empty, up to and including those at `last`.
@@ -72,7 +77,11 @@ fn reached(log: &WatchLog) -> Revision {
 }
 
 /// Appends what one watch delivers until it breaks, or holds all that is wanted.
-async fn follow_once(endpoint: &str, log: &mut WatchLog, until: watch::Receiver<Option<Revision>>) {
+async fn follow_once(
+    endpoint: &str,
+    log: &mut WatchLog,
+    until: watch::Receiver<Option<Revision>>,
+) -> Result<(), Status> {
     let start = reached(log).0 + 1;
     let create = pb::WatchCreateRequest {
         key: Bytes::copy_from_slice(&START),
@@ -83,19 +92,19 @@ async fn follow_once(endpoint: &str, log: &mut WatchLog, until: watch::Receiver<
     let union = pb::watch_request::RequestUnion::CreateRequest(create);
     let requests = stream::iter([pb::WatchRequest { request_union: Some(union) }]).chain(stream::pending());
     let mut client = pb::watch_client::WatchClient::new(channel(endpoint)).max_decoding_message_size(usize::MAX);
-    let Ok(answers) = client.watch(requests).await else { return };
-    let mut answers = answers.into_inner();
-    while let Ok(Some(answer)) = answers.message().await {
+    let mut answers = client.watch(requests).await?.into_inner();
+    while let Some(answer) = answers.message().await? {
         if answer.canceled {
-            return;
+            return Err(Status::cancelled(answer.cancel_reason));
         }
         if !answer.created || !answer.events.is_empty() {
             log.answers.push(translate(answer));
         }
         if until.borrow().is_some_and(|last| reached(log) >= last) {
-            return;
+            return Ok(());
         }
     }
+    Err(Status::unavailable("the stream ended"))
 }
 
 fn translate(answer: pb::WatchResponse) -> WatchAnswer {
