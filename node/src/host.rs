@@ -4,7 +4,7 @@
 use crate::core::{Applied, ApplyJob, EntryOutcome, Machine, SnapshotJob};
 use crate::core::{SnapshotEvent, TRANSFER_PIECE_BYTES};
 use bytes::Bytes;
-use paxos::{GroupId, SnapshotSink, SnapshotSource, Slot, StateMachine};
+use paxos::{GroupId, Slot, SnapshotSink, SnapshotSource, StateMachine};
 use shardkv::map::SHARDMASTER_GROUP;
 use shardkv::store::{Store, StoreError};
 use shardkv::{DataGroup, Progress};
@@ -96,7 +96,10 @@ impl<S: Store> Machines<S> {
     }
 
     /// Reads or installs a piece of an image. With an installed image comes what the core reads now.
-    pub fn snapshot(&mut self, job: SnapshotJob) -> Result<Option<(SnapshotEvent, Option<(GroupId, Machine<S>)>)>, StoreError> {
+    pub fn snapshot(
+        &mut self,
+        job: SnapshotJob,
+    ) -> Result<Option<(SnapshotEvent, Option<(GroupId, Machine<S>)>)>, StoreError> {
         match job {
             SnapshotJob::Read { group, transfer, sequence } => {
                 if sequence == 0 {

@@ -51,12 +51,18 @@ impl Replica {
                     PeerPhase::Syncing { .. } | PeerPhase::Probing => length.next(),
                 };
                 peer.phase = PeerPhase::Replicating { next };
+                let news = peer.matched.is_none_or(|matched| matched < length) || peer.decided != decided;
                 if peer.matched.is_none_or(|matched| matched < length) {
                     peer.matched = Some(length);
                     peer.moved_at = now;
                 }
-                peer.decided = peer.decided.max(decided);
+                peer.decided = decided;
+                let settled = leading.decided;
                 self.send_to(now, from, out);
+                if !news {
+                    // A follower that reports in after a restart wants to hear something.
+                    self.send_now(out, from, Message::Decide { ballot, decided: settled, answer: false });
+                }
             }
             (Role::Leading(leading), Message::Confirmed { round, .. }) if leading.ballot == ballot => {
                 let quorum = quorum_of(self.config.replicas.len());
@@ -94,11 +100,11 @@ impl Replica {
     pub(crate) fn own_durable(&mut self, now: Time, promised: Ballot, out: &mut Outputs) {
         let me = self.config.me;
         let promise = self.acceptor.promise();
-        if let Role::Preparing(preparing) = &mut self.role {
-            if preparing.ballot == promised {
-                preparing.promises.insert(me, promise);
-                self.try_adopt(now, out);
-            }
+        if let Role::Preparing(preparing) = &mut self.role
+            && preparing.ballot == promised
+        {
+            preparing.promises.insert(me, promise);
+            self.try_adopt(now, out);
         }
     }
 
@@ -293,10 +299,8 @@ impl Replica {
                 let promised: Vec<NodeId> = preparing.promises.keys().copied().collect();
                 // The promiser that we fetch from may be gone; a fresh choice among fresh promises.
                 let stalled = preparing.fetch.as_ref().is_some_and(|fetch| !heartbeats.reaches(now, fetch.from));
-                if stalled {
-                    if let Some(fetch) = preparing.fetch.take() {
-                        preparing.promises.remove(&fetch.from);
-                    }
+                if stalled && let Some(fetch) = preparing.fetch.take() {
+                    preparing.promises.remove(&fetch.from);
                 }
                 for node in self.peers().into_iter().filter(|node| !promised.contains(node)) {
                     if self.acceptor.promised() == ballot {

@@ -129,6 +129,9 @@ pub struct Replica {
     marks: VecDeque<Mark>,
     /// The last slot given out in [`Outputs::decided`].
     delivered: Slot,
+    /// The ballot whose leader this replica has heard of in this life. One that restarts at the ballot
+    /// it followed before may lack what the leader believes it has.
+    heard: Ballot,
     /// Leadership was handed over at this ballot; it serves nothing any more.
     abdicated: Option<(Ballot, Time)>,
 }
@@ -149,6 +152,7 @@ impl Replica {
             tail: 0,
             marks: VecDeque::new(),
             delivered: applied,
+            heard: Ballot::default(),
             abdicated: None,
         }
     }
@@ -226,7 +230,30 @@ impl Replica {
         }
         self.follow_ballots();
         self.begin_phase_1(now, heartbeats, out);
+        self.report_in(out);
         self.resend(now, heartbeats, out);
+    }
+
+    /// After a restart: tells the leader that was followed before how far the log reaches now.
+    fn report_in(&self, out: &mut Outputs) {
+        let promised = self.acceptor.promised();
+        if self.heard == promised || promised.node == self.config.me || promised == Ballot::default() {
+            return;
+        }
+        if self.acceptor.suspect() {
+            self.send_durable(out, promised.node, Message::Promise(self.acceptor.promise()));
+        } else if self.acceptor.accepted() == promised {
+            self.answer_accepted(promised.node, promised, out);
+        }
+    }
+
+    /// A suspect does not vote: it says what it is, and the leader repairs it.
+    fn suspect_instead(&self, from: NodeId, ballot: Ballot, out: &mut Outputs) -> bool {
+        let suspect = self.acceptor.suspect();
+        if suspect && self.acceptor.promised() == ballot {
+            self.send_durable(out, from, Message::Promise(self.acceptor.promise()));
+        }
+        suspect
     }
 
     /// Wants to lead, with a ballot above everything seen.
@@ -256,7 +283,14 @@ impl Replica {
         if !self.config.replicas.contains(&from) || from == self.config.me {
             return;
         }
+        if matches!(message, Message::Accept { .. } | Message::AcceptSync { .. } | Message::Decide { .. })
+            && message.ballot() == self.acceptor.promised()
+        {
+            self.heard = message.ballot();
+        }
         match message {
+            Message::Accept { ballot, .. } | Message::Decide { ballot, .. }
+                if self.suspect_instead(from, ballot, out) => {}
             Message::Prepare { ballot, handover } => self.on_prepare(now, heartbeats, from, ballot, handover, out),
             Message::AcceptSync { ballot, cut, start, end, entries, decided } => {
                 let synced = self.acceptor.accept_sync(ballot, cut, start, end, entries, &mut out.records);

@@ -25,6 +25,7 @@
 //! - This crate knows no runtime, no network and no log.
 
 mod apply;
+mod cached;
 mod changes;
 pub mod codec;
 mod collect;
@@ -51,6 +52,7 @@ pub mod store;
 mod territory;
 pub mod types;
 
+pub use cached::CachedStore;
 pub use changes::{Changes, Event};
 pub use collect::Progress;
 pub use group::DataGroup;

@@ -3,7 +3,7 @@
 
 use crate::state::{MasterCommand, MasterOutcome, MasterState};
 use bytes::Bytes;
-use paxos::{SnapshotSink, SnapshotSource, Slot, StateMachine};
+use paxos::{Slot, SnapshotSink, SnapshotSource, StateMachine};
 use serde::{Deserialize, Serialize};
 use shardkv::map::SHARDMASTER_GROUP;
 use shardkv::store::{Store, StoreError};

@@ -17,10 +17,7 @@ pub use state::{MasterCommand, MasterOutcome, MasterState};
 
 /// A first map: `boundaries` cut the keyspace into one shard more than there are boundaries, dealt
 /// out over the groups in turn.
-pub fn initial_shards(
-    boundaries: &[bytes::Bytes],
-    groups: &[paxos::GroupId],
-) -> Vec<shardkv::map::ShardInfo> {
+pub fn initial_shards(boundaries: &[bytes::Bytes], groups: &[paxos::GroupId]) -> Vec<shardkv::map::ShardInfo> {
     use shardkv::types::{Bounds, Epoch, ShardId};
     let starts = std::iter::once(bytes::Bytes::new()).chain(boundaries.iter().cloned());
     let ends = boundaries.iter().cloned().map(Some).chain(std::iter::once(None));

@@ -20,6 +20,9 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tonic::service::Routes;
 
+/// Rows cached in front of the store: enough for the busy part of a control plane's keys.
+const ROW_CACHE_BYTES: usize = 128 << 20;
+
 /// What one node or gateway is.
 pub(super) struct Site {
     pub(super) name: String,
@@ -128,6 +131,7 @@ impl Site {
             data_dir: path,
             peers: peers.collect(),
             store: RocksOptions::default(),
+            row_cache_bytes: ROW_CACHE_BYTES,
             salt_seed: rand::random(),
         }
     }

@@ -100,7 +100,8 @@ pub(super) struct Lead {
 
 fn hash_slot(key: &[u8]) -> usize {
     // FNV-1a: a write and a read of one key must agree, nothing more.
-    let hash = key.iter().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
+    let hash =
+        key.iter().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
     (hash % HASH_SLOTS as u64) as usize
 }
 
@@ -201,7 +202,9 @@ fn stamp_commands(batch: Vec<Pending>, first: Revision) -> (Batch, Vec<(Waiter, 
     for (offset, pending) in batch.into_iter().enumerate() {
         let mut command = pending.command;
         match &mut command {
-            Command::Write { revision, .. } | Command::Activate { revision, .. } => *revision = Revision(first.0 + offset as u64),
+            Command::Write { revision, .. } | Command::Activate { revision, .. } => {
+                *revision = Revision(first.0 + offset as u64)
+            }
             // It names what it drops; its own number stays a gap.
             Command::Compact { .. } => {}
         }
@@ -359,9 +362,13 @@ impl<S: Store> Core<S> {
             let Some(first) = lead.asked.front().and_then(|asked| asked.first) else { break };
             let Some(asked) = lead.asked.pop_front() else { break };
             if first <= lead.last_stamp || first <= lead.closed {
-                // Overtaken: these numbers are no longer above everything stamped or closed.
-                lead.put_back(asked.batch);
-                continue;
+                // Overtaken: these numbers are no longer above everything stamped or closed. What was asked
+                // for later goes back in line, too: `done` counts on the log's order being that of arrival.
+                lead.asked.push_front(asked);
+                while let Some(asked) = lead.asked.pop_back() {
+                    lead.put_back(asked.batch);
+                }
+                break;
             }
             self.propose_batch(now, ask.group, asked.batch, first);
         }
@@ -375,7 +382,12 @@ impl<S: Store> Core<S> {
         let Some(group) = self.groups.get_mut(&id) else { return };
         let slot = group.replica.next_slot();
         let Some(lead) = group.lead.as_mut() else { return };
-        assert!(first > lead.last_stamp && first > lead.closed, "stamp {first} not above {} and {}", lead.last_stamp, lead.closed);
+        assert!(
+            first > lead.last_stamp && first > lead.closed,
+            "stamp {first} not above {} and {}",
+            lead.last_stamp,
+            lead.closed
+        );
         lead.last_stamp = last;
         lead.proposed.push_back(Proposed { slot, waiters });
         self.step(now, id, paxos::Input::Propose(entry));

@@ -25,12 +25,12 @@ use lead::Lead;
 use paxos::heartbeat::{Heartbeats, Timing};
 use paxos::{Envelope, GroupId, NodeId, Record, Recovered, Replica, ReplicaConfig, Slot, Time, Wire};
 use sequencing::SequencerTerm;
+use shardkv::Reader;
 use shardkv::command::Outcome;
 use shardkv::map::{NodeInfo, SHARDMASTER_GROUP, ShardMap};
 use shardkv::request::{Reply, Request};
 use shardkv::store::Store;
 use shardkv::types::Revision;
-use shardkv::Reader;
 use shardmaster::{MasterOutcome, MasterState};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -270,7 +270,8 @@ impl<S: Store> Core<S> {
             sequencer: None,
             known: Revision::EMPTY_STORE,
             map: Arc::new(ShardMap::default()),
-            terms: 0,
+            // Never the number of a term from before a restart: a late answer to that must meet nobody.
+            terms: config.boot << 32,
             next_ticket: 1,
             durable_ticket: 0,
             dirty: VecDeque::new(),

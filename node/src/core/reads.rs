@@ -143,7 +143,9 @@ impl<S: Store> Core<S> {
     /// Answers a read, if this node still leads.
     fn release(&mut self, now: Time, id: GroupId, read: WaitingRead, body: ReplyBody) {
         match self.config.read_mode {
-            ReadMode::Lease if self.has_lease(now, id) => self.answer(Waiter::Gateway(read.token, read.request.id), body),
+            ReadMode::Lease if self.has_lease(now, id) => {
+                self.answer(Waiter::Gateway(read.token, read.request.id), body)
+            }
             ReadMode::Lease => {
                 if let Some(lead) = self.groups.get_mut(&id).and_then(|group| group.lead.as_mut()) {
                     lead.unleased.push(read);

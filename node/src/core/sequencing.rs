@@ -40,9 +40,10 @@ impl<S: Store> Core<S> {
 
     /// Where the sequencer may be, for a node that hosts no replica of the shardmaster.
     pub(super) fn guess_sequencer(&self) -> Option<NodeId> {
-        let nodes = &self.config.nodes;
-        let turn = (self.terms as usize).checked_rem(nodes.len())?;
-        nodes.get(turn).copied()
+        // Heartbeats carry the statuses of all groups, also of those that this node has no replica of.
+        let statuses = self.config.nodes.iter().filter_map(|node| self.beats.status_of(*node, SHARDMASTER_GROUP));
+        let leader = statuses.map(|status| status.leader).max()?;
+        (leader.node.0 != 0).then_some(leader.node)
     }
 
     /// Begins the term, reserves ahead, serves what waits.
@@ -78,7 +79,8 @@ impl<S: Store> Core<S> {
 
     fn upkeep_master(&mut self, now: Time) {
         let Some(term) = &mut self.sequencer else { return };
-        let wanted = term.waiting.iter().map(|(_, call)| if let Call::Take { count, .. } = call { *count } else { 0 }).sum();
+        let wanted =
+            term.waiting.iter().map(|(_, call)| if let Call::Take { count, .. } = call { *count } else { 0 }).sum();
         let reservation = term.sequencer.reservation(wanted);
         let Some(group) = self.groups.get(&SHARDMASTER_GROUP) else { return };
         let Machine::Master(state) = &group.machine else { return };
@@ -95,7 +97,9 @@ impl<S: Store> Core<S> {
 
     /// The shardmaster's state was applied anew.
     pub(super) fn reservation_applied(&mut self, now: Time) {
-        let Some(Machine::Master(state)) = self.groups.get(&SHARDMASTER_GROUP).map(|group| &group.machine) else { return };
+        let Some(Machine::Master(state)) = self.groups.get(&SHARDMASTER_GROUP).map(|group| &group.machine) else {
+            return;
+        };
         let up_to = state.reserved_up_to;
         if let Some(term) = &mut self.sequencer {
             term.sequencer.reserved(up_to);

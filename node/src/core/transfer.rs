@@ -118,7 +118,9 @@ impl<S: Store> Core<S> {
         transfers.count += 1;
         // Unique across restarts, so that a receiver never mixes two.
         let transfer = self.config.boot << 32 | transfers.count;
-        transfers.sending.insert(transfer, Sending { group, to, sequence: 0, piece: None, sent_at: now, moved_at: now });
+        transfers
+            .sending
+            .insert(transfer, Sending { group, to, sequence: 0, piece: None, sent_at: now, moved_at: now });
         self.out.snapshots.push(SnapshotJob::Read { group, transfer, sequence: 0 });
     }
 
@@ -129,7 +131,8 @@ impl<S: Store> Core<S> {
             }
             NodeMessage::SnapshotAck { transfer, sequence, .. } => {
                 let Some(sending) = self.transfers.sending.get_mut(&transfer) else { return };
-                let Some((_, _, last)) = sending.piece.take_if(|_| sending.to == from && sending.sequence == sequence) else {
+                let Some((_, _, last)) = sending.piece.take_if(|_| sending.to == from && sending.sequence == sequence)
+                else {
                     return;
                 };
                 sending.moved_at = now;
@@ -167,10 +170,14 @@ impl<S: Store> Core<S> {
         }
         let receiving = &mut self.transfers.receiving;
         let stale = receiving.get(&group).is_none_or(|current| now.since(current.moved_at) > GIVE_UP_MICROS);
-        if sequence == 0 && (stale || receiving.get(&group).is_some_and(|current| current.transfer < transfer && current.from == from)) {
+        if sequence == 0
+            && (stale
+                || receiving.get(&group).is_some_and(|current| current.transfer < transfer && current.from == from))
+        {
             receiving.insert(group, Receiving { from, transfer, next: 0, storing: false, moved_at: now });
         }
-        let Some(current) = receiving.get_mut(&group).filter(|current| current.transfer == transfer && current.from == from)
+        let Some(current) =
+            receiving.get_mut(&group).filter(|current| current.transfer == transfer && current.from == from)
         else {
             return;
         };
@@ -186,7 +193,8 @@ impl<S: Store> Core<S> {
     pub(super) fn snapshot_event(&mut self, now: Time, event: SnapshotEvent) {
         match event {
             SnapshotEvent::Read { transfer, sequence, slot, piece } => {
-                let Some(sending) = self.transfers.sending.get_mut(&transfer).filter(|sending| sending.sequence == sequence)
+                let Some(sending) =
+                    self.transfers.sending.get_mut(&transfer).filter(|sending| sending.sequence == sequence)
                 else {
                     return;
                 };
@@ -199,7 +207,8 @@ impl<S: Store> Core<S> {
                 self.send_piece(transfer);
             }
             SnapshotEvent::Stored { group, transfer, sequence, installed, failed } => {
-                let Some(current) = self.transfers.receiving.get_mut(&group).filter(|it| it.transfer == transfer) else {
+                let Some(current) = self.transfers.receiving.get_mut(&group).filter(|it| it.transfer == transfer)
+                else {
                     return;
                 };
                 let from = current.from;

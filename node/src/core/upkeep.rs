@@ -82,9 +82,11 @@ impl<S: Store> Core<S> {
             return;
         }
         let owned = reader.shards();
-        let missing = map.shards.iter().filter(|shard| shard.group == id).filter(|shard| {
-            !owned.iter().any(|owned| owned.id == shard.id && owned.epoch >= shard.epoch)
-        });
+        let missing = map
+            .shards
+            .iter()
+            .filter(|shard| shard.group == id)
+            .filter(|shard| !owned.iter().any(|owned| owned.id == shard.id && owned.epoch >= shard.epoch));
         for shard in missing {
             lead.activating = true;
             let command = Command::Activate {
@@ -118,10 +120,12 @@ impl<S: Store> Core<S> {
             }
             return;
         };
-        let follows = self.beats.status_of(target, SHARDMASTER_GROUP).is_some_and(|status| status.leader.node == target);
+        let follows =
+            self.beats.status_of(target, SHARDMASTER_GROUP).is_some_and(|status| status.leader.node == target);
         let Some(group) = self.groups.get_mut(&id) else { return };
         let length = group.replica.next_slot().prev();
-        let close = group.replica.matched().get(&target).copied().flatten().is_some_and(|matched| matched.0 + 1024 > length.0);
+        let close =
+            group.replica.matched().get(&target).copied().flatten().is_some_and(|matched| matched.0 + 1024 > length.0);
         let Some(lead) = group.lead.as_mut() else { return };
         let age = now.since(lead.since);
         let wanted = follows && close && lead.ready && age > SETTLED_MICROS;

@@ -4,11 +4,14 @@ use crate::core::{Core, CoreConfig, Hosted};
 use crate::host::Machines;
 use paxos::{GroupId, NodeId, Record, Recovered, recover};
 use shardkv::store::StoreError;
-use shardkv::{RocksOptions, RocksStore};
+use shardkv::{CachedStore, RocksOptions, RocksStore};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use wal::{Append, FileDisk, Log};
+
+/// The store of a real node.
+pub type NodeStore = CachedStore<RocksStore>;
 
 /// Where a node is reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +39,8 @@ pub struct NodeConfig {
     pub peers: BTreeMap<NodeId, PeerAddress>,
     /// RocksDB's settings.
     pub store: RocksOptions,
+    /// Bytes of rows cached in front of it.
+    pub row_cache_bytes: usize,
     /// A fresh random number: the log's segments are salted with it.
     pub salt_seed: u64,
 }
@@ -103,9 +108,9 @@ pub enum OpenError {
 
 /// A node that is open but does not run yet.
 pub struct Opened {
-    pub(super) core: Core<RocksStore>,
-    pub(super) machines: Machines<RocksStore>,
-    pub(super) store: Arc<RocksStore>,
+    pub(super) core: Core<NodeStore>,
+    pub(super) machines: Machines<NodeStore>,
+    pub(super) store: Arc<NodeStore>,
     pub(super) log: Log,
     pub(super) config: NodeConfig,
 }
@@ -114,7 +119,8 @@ pub struct Opened {
 pub fn open(config: NodeConfig) -> Result<Opened, OpenError> {
     let store_path = config.data_dir.join("store");
     let store_failed = |source| OpenError::Store { path: store_path.clone(), source };
-    let store = Arc::new(RocksStore::open(&store_path, config.store).map_err(store_failed)?);
+    let rocks = RocksStore::open(&store_path, config.store).map_err(store_failed)?;
+    let store = Arc::new(CachedStore::new(rocks, config.row_cache_bytes));
     let groups: Vec<GroupId> = config.groups.iter().map(|(group, _)| *group).collect();
     let machines = Machines::open(store.clone(), &groups, config.core.boot).map_err(store_failed)?;
 
@@ -126,7 +132,11 @@ pub fn open(config: NodeConfig) -> Result<Opened, OpenError> {
     let wal_config = wal::Config { frame_bytes_max: 8 << 20, ..wal::Config::new(config.core.me.0, config.salt_seed) };
     let (mut log, recovery) = Log::open(Box::new(disk), wal_config).map_err(log_failed)?;
     for corrupt in &recovery.corrupt_frames {
-        tracing::error!(segment = corrupt.segment, offset = corrupt.offset, "the log is corrupt here; what was lost is repaired from the other replicas");
+        tracing::error!(
+            segment = corrupt.segment,
+            offset = corrupt.offset,
+            "the log is corrupt here; what was lost is repaired from the other replicas"
+        );
     }
     if recovery.promises_lost {
         return Err(OpenError::PromisesLost { path, frames: recovery.corrupt_frames.len() });
@@ -146,13 +156,18 @@ fn recover_group(
     log: &mut Log,
     recovery: &wal::Recovery,
     group: GroupId,
-    machines: &Machines<RocksStore>,
+    machines: &Machines<NodeStore>,
     path: &std::path::Path,
 ) -> Result<Recovered, OpenError> {
     let found = recovery.groups.get(&group.0).map(Vec::as_slice).unwrap_or_default();
     let decoded = found.iter().map(|record| Record::decode(&record.payload)).collect::<Result<Vec<_>, _>>();
     let mut records = decoded.map_err(|source| OpenError::Record { path: path.into(), group, source })?;
-    if recovery.is_suspect(group.0) {
+    // Damage that an earlier start has marked stays on disk until its segment goes; what was logged
+    // behind the mark counts.
+    let pairs = found.iter().zip(&records).rev();
+    let marked = pairs.filter(|(_, record)| matches!(record, Record::Suspect)).map(|(at, _)| at.lsn).next();
+    let fresh = recovery.lost.iter().any(|lost| marked.is_none_or(|mark| lost.end > mark));
+    if recovery.is_suspect(group.0) && fresh {
         // The mark is durable before the replica may say a word.
         let mark = Append { group: group.0, payload: Record::Suspect.encode(), twice: true };
         log.append(&[mark]).map_err(|error| OpenError::Io {
@@ -162,5 +177,9 @@ fn recover_group(
         tracing::error!(%group, "a part of this replica's log is lost; it votes again when it has been repaired");
         records.push(Record::Suspect);
     }
-    recover(records.iter(), machines.applied(group)).map_err(|source| OpenError::Gap { path: path.into(), group, source })
+    recover(records.iter(), machines.applied(group)).map_err(|source| OpenError::Gap {
+        path: path.into(),
+        group,
+        source,
+    })
 }

@@ -89,7 +89,9 @@ impl KnownPeers {
         let path = config.data_dir.join("peers.json");
         let known = match std::fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes)?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => KnownFile { version: 1, ..KnownFile::default() },
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                KnownFile { version: 1, ..KnownFile::default() }
+            }
             Err(error) => return Err(error),
         };
         let ours = Handshake { cluster: config.cluster_id, node: config.core.me, incarnation: config.incarnation };
@@ -104,7 +106,9 @@ impl KnownPeers {
     /// Checks who opens a stream, and remembers its data directory.
     pub fn admit(&self, theirs: Option<Handshake>) -> Result<NodeId, Status> {
         let Some(theirs) = theirs else {
-            return Err(Status::unauthenticated("the peer port is for nodes of this cluster; clients use the client port"));
+            return Err(Status::unauthenticated(
+                "the peer port is for nodes of this cluster; clients use the client port",
+            ));
         };
         if theirs.cluster != self.ours.cluster {
             return Err(Status::failed_precondition(format!(
@@ -232,7 +236,12 @@ pub(super) async fn run(peer: Arc<Peer>, known: Arc<KnownPeers>) -> String {
         match connect(&peer, &known).await {
             Ok(()) => backoff = BACKOFF_MIN,
             Err(status) if status.code() == Code::FailedPrecondition => {
-                return format!("{} ({}) refuses this node: {}", peer.address.name, peer.address.address, status.message());
+                return format!(
+                    "{} ({}) refuses this node: {}",
+                    peer.address.name,
+                    peer.address.address,
+                    status.message()
+                );
             }
             Err(status) => tracing::debug!(node = %peer.node, %status, "no stream to a peer"),
         }

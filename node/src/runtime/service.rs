@@ -98,7 +98,8 @@ impl Data for DataService {
 
 fn requests(token: u64, encoded: Vec<Bytes>) -> Result<Vec<Input>, Status> {
     let decode = |bytes: Bytes| {
-        let request: GroupRequest = codec::decode(&bytes).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let request: GroupRequest =
+            codec::decode(&bytes).map_err(|error| Status::invalid_argument(error.to_string()))?;
         Ok(Input::Request { token, request })
     };
     encoded.into_iter().map(decode).collect()

@@ -3,13 +3,12 @@
 use super::apply::{ApplyThread, Job, Report};
 use super::collect::{self, Collector};
 use super::mailbox::Mailbox;
-use super::open::{OpenError, Opened};
+use super::open::{NodeStore, OpenError, Opened};
 use super::peers::{self, KnownPeers, Peer};
 use super::replies::{ReplySink, Sinks};
 use super::service::{DataService, PeerPort, PeerService, overloaded};
 use crate::core::{Core, CoreStatus, Input, Machine, Outputs};
 use paxos::{GroupId, NodeId};
-use shardkv::RocksStore;
 use shardkv::request::Request;
 use shardkv::store::Store;
 use std::collections::{BTreeMap, VecDeque};
@@ -50,7 +49,7 @@ pub struct NodeHandle {
     sinks: Arc<Sinks>,
     control: mpsc::Sender<Control>,
     known: Arc<KnownPeers>,
-    store: Arc<RocksStore>,
+    store: Arc<NodeStore>,
 }
 
 impl NodeHandle {
@@ -101,13 +100,13 @@ impl NodeHandle {
 
     /// Bytes that the store takes on disk, about.
     pub fn store_bytes(&self) -> u64 {
-        self.store.size_bytes().unwrap_or(0)
+        self.store.inner().size_bytes().unwrap_or(0)
     }
 }
 
 /// A running node; drive it with [`Node::run`].
 pub struct Node {
-    core: Core<RocksStore>,
+    core: Core<NodeStore>,
     mailbox: Arc<Mailbox>,
     sinks: Arc<Sinks>,
     wal: WalHandle,
@@ -115,10 +114,10 @@ pub struct Node {
     /// Appends that the log's queue had no room for; bounded by the replicas' windows.
     wal_backlog: VecDeque<(u64, Vec<Append>)>,
     apply: ApplyThread,
-    machines: mpsc::UnboundedReceiver<(GroupId, Machine<RocksStore>)>,
+    machines: mpsc::UnboundedReceiver<(GroupId, Machine<NodeStore>)>,
     peers: BTreeMap<NodeId, Arc<Peer>>,
     known: Arc<KnownPeers>,
-    store: Arc<RocksStore>,
+    store: Arc<NodeStore>,
     control: mpsc::Receiver<Control>,
     control_sender: mpsc::Sender<Control>,
     tick: Duration,
@@ -146,12 +145,11 @@ impl Node {
         // One message per installed image.
         let (machine_sender, machine_receiver) = mpsc::unbounded_channel();
         let failed = control_sender.clone();
-        let report = move |report: Report<RocksStore>| match report {
+        let report = move |report: Report<NodeStore>| match report {
             Report::Machine(group, machine) => drop(machine_sender.send((group, machine))),
             Report::Failed(error) => drop(failed.try_send(Control::Stop(Stop::Failed(error.to_string())))),
         };
-        let apply =
-            ApplyThread::spawn(machines, mailbox.clone(), report).map_err(io("start the apply thread"))?;
+        let apply = ApplyThread::spawn(machines, mailbox.clone(), report).map_err(io("start the apply thread"))?;
         let me = config.core.me;
         let peers = config.peers.iter().filter(|(node, _)| **node != me);
         let peers = peers.map(|(node, address)| (*node, Peer::new(*node, address.clone()))).collect();

@@ -23,6 +23,8 @@ const PROGRESS_LIMIT: Duration = Duration::from_secs(30);
 const PROGRESS_POLL: Duration = Duration::from_millis(20);
 /// How many past revisions are read at the end.
 const FINAL_PAST_READS: u64 = 50;
+/// Connections that read acknowledged writes back.
+const READ_BACK_CLIENTS: usize = 16;
 /// How often the final requests are tried.
 const FINAL_ATTEMPTS: usize = 20;
 
@@ -118,7 +120,8 @@ async fn run_on(config: &Config, cluster: &mut Cluster) -> Result<(History, BTre
     let workload = Workload::start(cluster.endpoints(), keyspace, config.clients, config.seed);
     let (name_last, last) = watch::channel(None);
     let follow = |_| tokio::spawn(observe::follow(cluster.endpoints(), Revision(1), last.clone()));
-    let watches: Watches = (0..config.watches).map(follow).collect();
+    let watched = config.system.serves_watch();
+    let watches: Watches = (0..config.watches).filter(|_| watched).map(follow).collect();
     let mut random = StdRng::seed_from_u64(config.seed);
     let mut faults = BTreeMap::new();
     for round in 1..=config.rounds {
@@ -131,13 +134,17 @@ async fn run_on(config: &Config, cluster: &mut Cluster) -> Result<(History, BTre
     let shared = workload.shared.clone();
     let mut events = workload.stop().await;
     let (last, at_end) = read_everything(cluster, &shared).await?;
+    if !(config.log && watched) {
+        let back = read_back(cluster, &shared, &events).await?;
+        events.extend(back);
+    }
     events.extend(at_end);
     let _watches_gone = name_last.send(Some(last));
     let mut history = History { events, log: None, watches: Vec::new() };
     for watch in watches {
         history.watches.push(watch.await.expect("a watch's task does not panic")?);
     }
-    if config.log {
+    if config.log && watched {
         history.log = Some(observe::log_of_changes(cluster.endpoints(), last).await?);
     }
     Ok((history, faults))
@@ -255,6 +262,45 @@ async fn read_everything(cluster: &Cluster, shared: &Shared) -> Result<(Revision
             let what = "a read of the healed cluster".to_owned();
             Err(HarnessError::Wrong { what, detail: format!("no answer: {event:?}") })
         }
+    }
+}
+
+/// Reads every acknowledged write at the revision that was answered for it: what the store's log of
+/// changes would tell in one go.
+async fn read_back(cluster: &Cluster, shared: &Shared, events: &[Event]) -> Result<Vec<Event>, HarnessError> {
+    let mut wanted = Vec::new();
+    for event in events {
+        let Some(revision) = event.acknowledged_write() else { continue };
+        let key = match &event.operation {
+            Operation::Put { key, .. } | Operation::Delete { key } => key.clone(),
+            Operation::Txn { puts, .. } => match puts.first() {
+                Some((key, _)) => key.clone(),
+                None => continue,
+            },
+            Operation::Get { .. } | Operation::Range { .. } => continue,
+        };
+        wanted.push(Operation::Get { key, mode: ReadMode::At(revision) });
+    }
+    let endpoints = cluster.endpoints();
+    let parts = wanted.chunks(wanted.len().div_ceil(READ_BACK_CLIENTS).max(1)).zip(endpoints.iter().cycle());
+    let parts = parts.map(|(part, endpoint)| async move {
+        let client = shared.new_client_id();
+        let mut connection = Client::new(endpoint);
+        let mut events = Vec::with_capacity(part.len());
+        for operation in part {
+            let invoked = since(shared.epoch);
+            let outcome: Outcome = connection.execute(operation, shared.epoch).await;
+            events.push(Event { client, invoked, operation: operation.clone(), outcome });
+        }
+        events
+    });
+    let events: Vec<Event> = futures_util::future::join_all(parts).await.into_iter().flatten().collect();
+    match events.iter().find(|event| event.answered().is_none()) {
+        None => Ok(events),
+        Some(event) => Err(HarnessError::Wrong {
+            what: "an acknowledged write, read at its revision".to_owned(),
+            detail: format!("no answer: {event:?}"),
+        }),
     }
 }
 

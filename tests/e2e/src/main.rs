@@ -9,6 +9,7 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// End-to-end tests on real processes, against CloudPaxos or, as a control, etcd.
 #[derive(Parser)]
@@ -102,10 +103,10 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    // On an interrupt the run is dropped, and with it every process that it started.
+    // On a signal the run is dropped, and with it every process that it started.
     let result = tokio::select! {
         result = run(arguments) => result,
-        _ = tokio::signal::ctrl_c() => {
+        () = interrupted() => {
             eprintln!("interrupted");
             return ExitCode::from(130);
         }
@@ -115,6 +116,22 @@ async fn main() -> ExitCode {
         Err(error) => {
             eprintln!("FAILED: {error}");
             ExitCode::FAILURE
+        }
+    }
+}
+
+/// Waits for SIGINT or SIGTERM.
+async fn interrupted() {
+    match signal(SignalKind::terminate()) {
+        Ok(mut terminate) => {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminate.recv() => {}
+            }
+        }
+        Err(error) => {
+            eprintln!("SIGTERM cannot be caught ({error}); only an interrupt ends the run in order");
+            drop(tokio::signal::ctrl_c().await);
         }
     }
 }

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 
 /// Puts under way at once while loading.
 const LOADERS: usize = 64;
-/// How long all loaders together may fail to get anything done (a busy server refuses at times).
+/// How often one put is tried: a busy server refuses at times.
 const ATTEMPTS_MAX: u32 = 50;
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 

@@ -25,7 +25,9 @@ pub async fn run(system: System, layout: Layout, directory: PathBuf) -> Result<(
     transactions(&mut next()).await?;
     deletions(&mut next()).await?;
     errors(&mut next()).await?;
-    watch(&cluster, &mut next()).await?;
+    if system.serves_watch() {
+        watch(&cluster, &mut next()).await?;
+    }
     compaction(&mut next()).await
 }
 

@@ -89,6 +89,15 @@ impl System {
         }
     }
 
+    /// Whether it serves watches. Ours does not yet; then what was acknowledged is read back at the
+    /// revisions that were answered.
+    pub fn serves_watch(self) -> bool {
+        match self {
+            System::Etcd => true,
+            System::Cloudpaxos => false,
+        }
+    }
+
     /// Finds the server's binary: the environment names it, or it is where the build put it.
     pub fn binary(self) -> Result<PathBuf, HarnessError> {
         let (variable, tried) = match self {

@@ -1,0 +1,245 @@
+//! A bounded cache of point lookups in front of a store.
+//!
+//! Nearly every lookup is for the newest version of a key, by a write that needs what it supersedes
+//! or by a read. RocksDB answers one in 3–6 µs even from its block cache; here it costs a hash and a
+//! lock. Rows that do not exist are remembered, too: a new key is looked up before it is written.
+//!
+//! **Coherence.** A batch is written to the store first and to the cache second, both before `write`
+//! returns, so whoever reads after a write finds it. Between the two a reader may find the old row,
+//! which is right for any revision that it may read at by then. A reader that missed puts in what it
+//! found only if no write has touched that part of the cache since it looked; otherwise it might
+//! bring back a row that was overwritten meanwhile.
+
+use crate::store::{Change, RowRange, Store, StoreError, View, Visit, WriteBatch};
+use bytes::Bytes;
+#[allow(clippy::disallowed_types, reason = "looked up only, never iterated")]
+use std::collections::HashMap;
+use std::collections::VecDeque;
+use std::hash::BuildHasher;
+#[allow(clippy::disallowed_types, reason = "clients choose keys: nobody should know how they hash")]
+use std::hash::RandomState;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Parts of the cache, each with its own lock.
+const PARTS: usize = 16;
+/// What an entry takes beside its bytes, about.
+const ENTRY_BYTES: usize = 128;
+
+/// A store with a cache of its rows in front.
+#[allow(clippy::disallowed_types, reason = "looked up only, never iterated")]
+pub struct CachedStore<S> {
+    store: S,
+    parts: Vec<Mutex<Part>>,
+    hasher: RandomState,
+}
+
+#[derive(Default)]
+#[allow(clippy::disallowed_types, reason = "looked up only, never iterated")]
+struct Part {
+    rows: HashMap<Vec<u8>, Row>,
+    /// Keys in the order in which they came; a key that was used since gets a second chance (the
+    /// CLOCK approximation of "least recently used").
+    clock: VecDeque<Vec<u8>>,
+    bytes: usize,
+    bytes_max: usize,
+    /// Counts the changes that writes made here.
+    writes: u64,
+}
+
+struct Row {
+    value: Option<Bytes>,
+    used: bool,
+}
+
+impl Part {
+    fn put(&mut self, key: &[u8], value: Option<Bytes>) {
+        let size = |value: &Option<Bytes>| value.as_ref().map_or(0, Bytes::len);
+        if let Some(row) = self.rows.get_mut(key) {
+            self.bytes = self.bytes + size(&value) - size(&row.value);
+            row.value = value;
+            row.used = true;
+        } else {
+            self.bytes += 2 * key.len() + size(&value) + ENTRY_BYTES;
+            self.clock.push_back(key.to_vec());
+            self.rows.insert(key.to_vec(), Row { value, used: false });
+        }
+        while self.bytes > self.bytes_max {
+            let Some(oldest) = self.clock.pop_front() else { break };
+            match self.rows.get_mut(&oldest) {
+                Some(row) if row.used => {
+                    row.used = false;
+                    self.clock.push_back(oldest);
+                }
+                Some(row) => {
+                    self.bytes -= 2 * oldest.len() + size(&row.value) + ENTRY_BYTES;
+                    self.rows.remove(&oldest);
+                }
+                None => {}
+            }
+        }
+    }
+
+    fn clear(&mut self) {
+        let (bytes_max, writes) = (self.bytes_max, self.writes + 1);
+        *self = Part { bytes_max, writes, ..Part::default() };
+    }
+}
+
+#[allow(clippy::disallowed_types, reason = "looked up only, never iterated")]
+impl<S> CachedStore<S> {
+    /// Caches up to about `bytes_max` bytes of rows of `store`.
+    pub fn new(store: S, bytes_max: usize) -> CachedStore<S> {
+        let part = || Mutex::new(Part { bytes_max: bytes_max / PARTS, ..Part::default() });
+        CachedStore { store, parts: (0..PARTS).map(|_| part()).collect(), hasher: RandomState::new() }
+    }
+
+    /// The store behind the cache.
+    pub fn inner(&self) -> &S {
+        &self.store
+    }
+
+    fn part(&self, key: &[u8]) -> MutexGuard<'_, Part> {
+        let index = self.hasher.hash_one(key) as usize % PARTS;
+        // A part is consistent between any two of its statements' ends; a panic there is a bug of ours.
+        self.parts[index].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn clear(&self) {
+        self.parts.iter().for_each(|part| part.lock().unwrap_or_else(PoisonError::into_inner).clear());
+    }
+}
+
+impl<S: View> View for CachedStore<S> {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        let writes = {
+            let mut part = self.part(key);
+            if let Some(row) = part.rows.get_mut(key) {
+                row.used = true;
+                return Ok(row.value.clone());
+            }
+            part.writes
+        };
+        let value = self.store.get(key)?;
+        let mut part = self.part(key);
+        if part.writes == writes {
+            part.put(key, value.clone());
+        }
+        Ok(value)
+    }
+
+    fn scan(&self, rows: &RowRange, visit: &mut Visit<'_>) -> Result<(), StoreError> {
+        self.store.scan(rows, visit)
+    }
+
+    fn first(&self, rows: &RowRange) -> Result<Option<(Vec<u8>, Bytes)>, StoreError> {
+        self.store.first(rows)
+    }
+}
+
+impl<S: Store> Store for CachedStore<S> {
+    fn write(&self, batch: WriteBatch) -> Result<(), StoreError> {
+        let changes: Vec<Change> = batch.changes().to_vec();
+        self.store.write(batch)?;
+        for change in changes {
+            match change {
+                Change::Put(key, value) => {
+                    let mut part = self.part(&key);
+                    part.writes += 1;
+                    // Most rows of a batch are never looked up again (history, index, outcomes); only
+                    // those that somebody has looked up before stay.
+                    if part.rows.contains_key(&key) {
+                        part.put(&key, Some(value));
+                    }
+                }
+                Change::Delete(key) => {
+                    let mut part = self.part(&key);
+                    part.writes += 1;
+                    if part.rows.contains_key(&key) {
+                        part.put(&key, None);
+                    }
+                }
+                Change::DeleteRange(_) => self.clear(),
+            }
+        }
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), StoreError> {
+        self.store.flush()
+    }
+
+    fn reclaim(&self, rows: &RowRange) -> Result<(), StoreError> {
+        self.clear();
+        self.store.reclaim(rows)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::MemoryStore;
+
+    fn put(store: &impl Store, key: &str, value: &str) {
+        let mut batch = WriteBatch::default();
+        batch.put(key.as_bytes().to_vec(), Bytes::copy_from_slice(value.as_bytes()));
+        store.write(batch).expect("the memory store takes it");
+    }
+
+    fn get(store: &impl View, key: &str) -> Option<String> {
+        let value = store.get(key.as_bytes()).expect("the memory store answers");
+        value.map(|value| String::from_utf8_lossy(&value).into_owned())
+    }
+
+    #[test]
+    fn a_read_after_a_write_finds_it_whatever_was_cached() {
+        let store = CachedStore::new(MemoryStore::new(), 1 << 20);
+        assert_eq!(get(&store, "a"), None);
+        put(&store, "a", "1");
+        assert_eq!(get(&store, "a").as_deref(), Some("1"));
+        put(&store, "a", "2");
+        assert_eq!(get(&store, "a").as_deref(), Some("2"));
+        let mut batch = WriteBatch::default();
+        batch.delete(b"a".to_vec());
+        store.write(batch).expect("the memory store takes it");
+        assert_eq!(get(&store, "a"), None);
+        put(&store, "a", "3");
+        let mut batch = WriteBatch::default();
+        batch.delete_range(RowRange { start: b"a".to_vec(), end: b"b".to_vec() });
+        store.write(batch).expect("the memory store takes it");
+        assert_eq!(get(&store, "a"), None);
+    }
+
+    #[test]
+    fn a_reader_that_was_overtaken_by_a_write_leaves_the_cache_alone() {
+        struct Overtaken(std::sync::Arc<CachedStore<MemoryStore>>);
+        let store = std::sync::Arc::new(CachedStore::new(MemoryStore::new(), 1 << 20));
+        put(&*store, "a", "old");
+        // What `get` does, with a write between its lookup and its insertion.
+        let slow = Overtaken(store.clone());
+        let writes = slow.0.part(b"a").writes;
+        let found = slow.0.store.get(b"a").expect("the memory store answers");
+        put(&*store, "a", "new");
+        let mut part = slow.0.part(b"a");
+        assert_ne!(part.writes, writes, "the write must be noticed");
+        if part.writes == writes {
+            part.put(b"a", found);
+        }
+        drop(part);
+        assert_eq!(get(&*store, "a").as_deref(), Some("new"));
+    }
+
+    #[test]
+    fn the_cache_keeps_to_its_bound() {
+        let store = CachedStore::new(MemoryStore::new(), 64 << 10);
+        for number in 0..10_000 {
+            put(&store, &format!("key-{number}"), &"x".repeat(100));
+            assert_eq!(get(&store, &format!("key-{number}")), Some("x".repeat(100)));
+        }
+        let bytes: usize = store.parts.iter().map(|part| part.lock().expect("not poisoned").bytes).sum();
+        assert!(bytes <= 64 << 10, "{bytes} bytes");
+        assert!(bytes > 32 << 10, "{bytes} bytes: the cache is hardly used");
+        for number in 0..10_000 {
+            assert_eq!(get(&store, &format!("key-{number}")), Some("x".repeat(100)));
+        }
+    }
+}

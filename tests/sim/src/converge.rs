@@ -1,0 +1,186 @@
+//! The end of a run: everything heals, everybody gets answers, all replicas become equal; then the
+//! history is judged.
+
+use crate::world::{Event, Phase, World};
+use checkers::{Operation, Violation};
+use paxos::{GroupId, NodeId, Slot};
+use shardkv::types::Keys;
+use std::collections::BTreeSet;
+
+/// Clients go on for so long after everything was mended.
+const HEALED_MICROS: u64 = 3_000_000;
+/// Between two looks at whether all is quiet.
+const LOOK_MICROS: u64 = 250_000;
+/// A healed cluster must converge within this.
+const CONVERGE_MICROS_MAX: u64 = 60_000_000;
+
+impl World {
+    /// A phase is over, or it is time to look whether it is.
+    pub(crate) fn phase_ends(&mut self) -> Result<(), String> {
+        match self.phase {
+            Phase::Faults => {
+                self.heal();
+                self.enter(Phase::Healed, HEALED_MICROS);
+            }
+            Phase::Healed => self.enter(Phase::Quiet, LOOK_MICROS),
+            Phase::Quiet => {
+                if self.clients.iter().all(|client| client.pending.is_none()) && self.gateways_run() {
+                    let reads = 0..self.gateways.len();
+                    self.unread = reads.filter(|index| !self.is_retired(self.gateways[*index].local)).collect();
+                    self.enter(Phase::FinalReads, 0);
+                } else {
+                    self.look_again("calls are still unanswered")?;
+                }
+            }
+            Phase::FinalReads => {
+                let unequal = self.unequal();
+                if !self.unread.is_empty() {
+                    if self.clients.iter().all(|client| client.pending.is_none()) {
+                        self.unread.clone().into_iter().for_each(|gateway| self.final_read(gateway));
+                    }
+                    self.look_again("a final read is still unanswered")?;
+                } else if let Some(unequal) = unequal {
+                    self.look_again(&unequal)?;
+                } else {
+                    self.enter(Phase::Over, 0);
+                }
+            }
+            Phase::Over => {}
+        }
+        Ok(())
+    }
+
+    fn enter(&mut self, phase: Phase, length: u64) {
+        self.trace.line(self.now, format_args!("phase {phase:?}"));
+        (self.phase, self.phase_since) = (phase, self.now);
+        self.schedule(length, Event::Phase);
+    }
+
+    fn look_again(&mut self, why: &str) -> Result<(), String> {
+        if self.now - self.phase_since > CONVERGE_MICROS_MAX {
+            let groups: Vec<String> = self.plan.groups.iter().map(|(id, _)| self.describe(*id)).collect();
+            let seconds = CONVERGE_MICROS_MAX / 1_000_000;
+            return Err(format!("no convergence {seconds} s after everything was mended: {why}{}", groups.concat()));
+        }
+        self.schedule(LOOK_MICROS, Event::Phase);
+        Ok(())
+    }
+
+    fn heal(&mut self) {
+        self.network.heal();
+        for node in self.plan.nodes.clone() {
+            self.set_budget(node, None);
+            let Some(site) = self.sites.get_mut(&node) else { continue };
+            site.slow_until = 0;
+            site.disk.fail_syncs(0);
+            site.paused_until = site.paused_until.min(self.now + 1);
+            let delay = self.random.below(100_000);
+            self.schedule(delay, Event::Restart(node));
+        }
+        for gateway in 0..self.gateways.len() {
+            self.schedule(200_000, Event::GatewayStart(gateway));
+        }
+    }
+
+    fn is_retired(&self, node: Option<NodeId>) -> bool {
+        node.and_then(|node| self.sites.get(&node)).is_some_and(|site| site.retired)
+    }
+
+    fn gateways_run(&self) -> bool {
+        self.gateways.iter().all(|gateway| gateway.machine.is_some() || self.is_retired(gateway.local))
+    }
+
+    /// What is not equal yet.
+    fn unequal(&self) -> Option<String> {
+        for (group, replicas) in &self.plan.groups {
+            let decided = self.invariants.last_decided(*group);
+            for node in replicas {
+                let Some(site) = self.sites.get(node).filter(|site| !site.retired) else { continue };
+                let Some(process) = &site.process else { return Some(format!("{node} is down")) };
+                let applied = process.machines.applied(*group);
+                if applied < decided {
+                    return Some(format!("{node} has applied {group} to {applied} of {decided}"));
+                }
+                if process.core.replica(*group).is_some_and(|replica| replica.acceptor().suspect()) {
+                    return Some(format!("{node} still waits for the repair of {group}"));
+                }
+            }
+        }
+        None
+    }
+
+    fn describe(&self, group: GroupId) -> String {
+        let mut text = String::new();
+        for (node, site) in &self.sites {
+            let Some(process) = &site.process else { continue };
+            let Some(replica) = process.core.replica(group) else { continue };
+            let acceptor = replica.acceptor();
+            let (kept, length) = acceptor.log().range();
+            let status = process.core.status(site.clock.read(self.now));
+            let status = status.groups.into_iter().find(|status| status.group == group);
+            let (serves, leased) = status.map_or((false, false), |status| (status.serves, status.leased));
+            text.push_str(&format!(
+                "\n  {group} {node}: leader {}, leading {:?}, serves {serves}, leased {leased}, promised {}, accepted {}, kept {kept} to {length}, decided {}, matched {:?}",
+                replica.leader(),
+                replica.leading().map(|ballot| ballot.to_string()),
+                acceptor.promised(),
+                acceptor.accepted(),
+                acceptor.decided(),
+                replica.matched()
+            ));
+        }
+        text
+    }
+
+    /// All data replicas at the same slot have the same state; every client's view is explained.
+    pub(crate) fn judge(&mut self) -> Result<(), String> {
+        for (group, replicas) in self.plan.groups.iter().skip(1) {
+            let mut states: Vec<(NodeId, Slot, u64)> = Vec::new();
+            for node in replicas {
+                let process = self.sites.get(node).and_then(|site| site.process.as_ref());
+                if let Some((slot, hash)) = process.and_then(|process| process.machines.hash(*group)) {
+                    states.push((*node, slot, hash));
+                }
+            }
+            for pair in states.windows(2) {
+                if pair[0].1 == pair[1].1 && pair[0].2 != pair[1].2 {
+                    return Err(format!("replicas of {group} differ at the end: {states:?}"));
+                }
+            }
+        }
+        for gateway in &self.gateways {
+            let retries = gateway.machine.as_ref().map_or(0, |machine| machine.status().retries);
+            self.coverage.add("gateway.retries", gateway.retries + retries);
+        }
+        let mut report = checkers::check(&self.history);
+        report.violations.retain(|(violation, _)| !self.is_only_unknown(violation));
+        if report.is_ok() { Ok(()) } else { Err(report.to_string()) }
+    }
+
+    /// A read of one group through one gateway need not know the revision of a write in another
+    /// group through another gateway (design §1): its header may be lower, what it shows may not be
+    /// stale. Within a group, and for each client, headers do rise.
+    fn is_only_unknown(&self, violation: &Violation) -> bool {
+        let Violation::ReadBehindWrite { write, read, .. } = violation else { return false };
+        let (write, read) = (self.history.event(*write), self.history.event(*read));
+        let (writes, reads) = (self.groups_of(&write.operation), self.groups_of(&read.operation));
+        write.client != read.client && writes.is_disjoint(&reads)
+    }
+
+    fn groups_of(&self, operation: &Operation) -> BTreeSet<GroupId> {
+        let keys = match operation {
+            Operation::Put { key, .. } | Operation::Delete { key } | Operation::Get { key, .. } => {
+                vec![Keys::One(key.0.clone())]
+            }
+            Operation::Range { start, end, .. } => {
+                vec![Keys::Range { start: start.0.clone(), end: end.0.clone() }]
+            }
+            Operation::Txn { guards, puts } => {
+                let keys = guards.iter().map(|guard| &guard.key).chain(puts.iter().map(|(key, _)| key));
+                keys.map(|key| Keys::One(key.0.clone())).collect()
+            }
+        };
+        let map = self.genesis();
+        keys.iter().flat_map(|keys| map.shards_of(keys)).map(|shard| shard.group).collect()
+    }
+}

@@ -1,0 +1,91 @@
+//! What must hold at every moment: agreement, promises and votes that survive restarts, one lease
+//! holder, equal states at equal slots. What clients saw is judged at the end by the crate
+//! `checkers`.
+
+use bytes::Bytes;
+use paxos::acceptor::Acceptor;
+use paxos::{Ballot, GroupId, Message, NodeId, Slot};
+use std::collections::BTreeMap;
+
+/// What has been observed so far.
+#[derive(Debug, Default)]
+pub struct Invariants {
+    decided: BTreeMap<(GroupId, Slot), (NodeId, Bytes)>,
+    states: BTreeMap<(GroupId, Slot), (NodeId, u64)>,
+    promises: BTreeMap<(NodeId, GroupId), Ballot>,
+    votes: BTreeMap<(NodeId, GroupId), (Ballot, Slot)>,
+}
+
+impl Invariants {
+    /// Agreement: a slot has one entry, whoever learns it.
+    pub fn decided(&mut self, node: NodeId, group: GroupId, slot: Slot, entry: &Bytes) -> Result<(), String> {
+        let (first, known) = self.decided.entry((group, slot)).or_insert_with(|| (node, entry.clone()));
+        if known == entry {
+            return Ok(());
+        }
+        Err(format!(
+            "agreement: {group} slot {slot} is {} bytes {} on {first} and {} bytes {} on {node}",
+            known.len(),
+            known.escape_ascii(),
+            entry.len(),
+            entry.escape_ascii()
+        ))
+    }
+
+    /// Equal logs give equal states.
+    pub fn state(&mut self, node: NodeId, group: GroupId, slot: Slot, hash: u64) -> Result<(), String> {
+        let (first, known) = *self.states.entry((group, slot)).or_insert((node, hash));
+        if known == hash {
+            return Ok(());
+        }
+        Err(format!("states differ: {group} at slot {slot} has hash {known:016x} on {first} and {hash:016x} on {node}"))
+    }
+
+    /// A node says something that binds it.
+    pub fn said(&mut self, node: NodeId, group: GroupId, message: &Message) {
+        match message {
+            Message::Promise(promise) => {
+                let promised = self.promises.entry((node, group)).or_default();
+                *promised = promise.ballot.max(*promised);
+            }
+            Message::Accepted { ballot, length, .. } => {
+                let vote = self.votes.entry((node, group)).or_default();
+                *vote = (*ballot, *length).max(*vote);
+            }
+            _ => {}
+        }
+    }
+
+    /// A node has read its log after a restart: it must remember what it said.
+    pub fn restarted(&self, node: NodeId, group: GroupId, acceptor: &Acceptor) -> Result<(), String> {
+        let promised = self.promises.get(&(node, group)).copied().unwrap_or_default();
+        if acceptor.promised() < promised {
+            let now = acceptor.promised();
+            return Err(format!("a promise fell: {node} promised {promised} in {group}, and after a restart {now}"));
+        }
+        let (ballot, length) = self.votes.get(&(node, group)).copied().unwrap_or_default();
+        let (accepted, now) = (acceptor.accepted(), acceptor.log().length());
+        let kept = accepted > ballot || (accepted == ballot && now >= length);
+        if !kept && !acceptor.suspect() {
+            return Err(format!(
+                "a vote was lost: {node} accepted {group} up to {length} in {ballot}, \
+                 and after a restart has {now} in {accepted}"
+            ));
+        }
+        Ok(())
+    }
+
+    /// At most one node holds the lease of a group.
+    pub fn lease(group: GroupId, holders: &[NodeId]) -> Result<(), String> {
+        if holders.len() < 2 {
+            return Ok(());
+        }
+        Err(format!("two leaseholders of {group}: {holders:?}"))
+    }
+
+    /// The highest slot of a group that anybody knows to be decided.
+    pub fn last_decided(&self, group: GroupId) -> Slot {
+        let last = self.decided.range((group, Slot(0))..=(group, Slot(u64::MAX))).next_back();
+        last.map_or(Slot(0), |((_, slot), _)| *slot)
+    }
+}

@@ -1,0 +1,272 @@
+//! How processes start and die, and what their disks keep.
+
+use crate::clock::Clock;
+use crate::mutant::Mutant;
+use crate::plan::Fault;
+use crate::process::{Process, Site};
+use crate::random::Random;
+use crate::world::{Event, NodeEvent, World};
+use node::core::{Core, CoreConfig, Hosted};
+use node::host::Machines;
+use paxos::heartbeat::Timing;
+use paxos::{GroupId, NodeId, Record, Recovered, Time, recover};
+use shardkv::MemoryStore;
+use shardkv::map::{GroupInfo, NodeInfo, ShardMap};
+use shardkv::types::Revision;
+use std::sync::Arc;
+use wal::testdisk::MemDisk;
+use wal::{Append, Log, Recovery};
+
+/// The largest frame; an AcceptSync's piece fits.
+const FRAME_BYTES_MAX: u64 = 320 << 10;
+
+impl Site {
+    /// A machine with empty disks.
+    pub fn new(random: &mut Random) -> Site {
+        Site {
+            disk: MemDisk::new(),
+            store: Arc::new(MemoryStore::new()),
+            boot: 0,
+            clock: Clock::new(random),
+            life: 0,
+            process: None,
+            paused_until: 0,
+            slow_until: 0,
+            rotten: false,
+            retired: false,
+        }
+    }
+}
+
+impl World {
+    fn node_info(id: NodeId) -> NodeInfo {
+        NodeInfo { id, name: id.to_string(), peer_address: String::new(), client_address: String::new() }
+    }
+
+    pub(crate) fn genesis(&self) -> ShardMap {
+        let data = self.plan.groups.iter().skip(1);
+        let groups: Vec<GroupInfo> =
+            data.map(|(id, replicas)| GroupInfo { id: *id, replicas: replicas.clone() }).collect();
+        let ids: Vec<GroupId> = groups.iter().map(|group| group.id).collect();
+        ShardMap {
+            version: 1,
+            cluster_id: self.plan.seed,
+            compacted: Revision(0),
+            shards: shardmaster::initial_shards(&self.plan.boundaries, &ids),
+            groups,
+            nodes: self.plan.nodes.iter().copied().map(World::node_info).collect(),
+        }
+    }
+
+    fn core_config(&self, me: NodeId, boot: u64) -> CoreConfig {
+        CoreConfig {
+            me,
+            boot,
+            info: World::node_info(me),
+            nodes: self.plan.nodes.clone(),
+            timing: Timing::default(),
+            read_mode: self.plan.read_mode,
+            genesis: self.genesis(),
+            limits: self.plan.limits,
+        }
+    }
+
+    /// Starts a node's process: reads its log back and recovers every replica.
+    pub(crate) fn start_process(&mut self, node: NodeId) -> Result<(), String> {
+        let mutant = self.plan.options.mutant;
+        let Some(site) = self.sites.get_mut(&node).filter(|site| site.process.is_none() && !site.retired) else {
+            return Ok(());
+        };
+        site.boot = if mutant == Some(Mutant::ForgetBoot) { 1 } else { site.boot + 1 };
+        let boot = site.boot;
+        let wal = wal::Config {
+            segment_bytes: self.plan.segment_bytes,
+            frame_bytes_max: FRAME_BYTES_MAX,
+            ..wal::Config::new(node.0, self.plan.seed ^ (site.life << 32))
+        };
+        let opened = Log::open(site.disk.handle(), wal);
+        let (log, recovery) = match opened {
+            Ok(opened) => opened,
+            Err(wal::OpenError::Io { operation, file, source }) => {
+                self.trace.line(self.now, format_args!("{node} cannot open its log: {operation} of {file}: {source}"));
+                site.disk.restart();
+                self.coverage.hit(if wal::error::is_full(&source) {
+                    "disk.full_at_open"
+                } else {
+                    "disk.error_at_open"
+                });
+                self.schedule(500_000, Event::Restart(node));
+                return Ok(());
+            }
+            Err(error) => return Err(format!("{node} cannot open its log: {error}")),
+        };
+        let lost = !recovery.corrupt_frames.is_empty() || !recovery.suspects.is_empty() || !recovery.lost.is_empty();
+        if (lost || recovery.promises_lost) && !site.rotten {
+            return Err(format!("{node} takes a sound log for rotten: {recovery:?}"));
+        }
+        if recovery.promises_lost {
+            site.retired = true;
+            self.coverage.hit("rot.promises_lost");
+            self.trace.line(self.now, format_args!("{node} may have lost a promise and stays down"));
+            return Ok(());
+        }
+        if recovery.torn_tail.is_some() {
+            self.coverage.hit("crash.torn");
+        }
+        self.open_process(node, boot, log, &recovery)
+    }
+
+    fn open_process(&mut self, node: NodeId, boot: u64, mut log: Log, recovery: &Recovery) -> Result<(), String> {
+        let hosted: Vec<(GroupId, Vec<NodeId>)> = self.plan.hosted(node).cloned().collect();
+        let config = self.core_config(node, boot);
+        let Some(site) = self.sites.get_mut(&node) else { return Ok(()) };
+        let ids: Vec<GroupId> = hosted.iter().map(|(group, _)| *group).collect();
+        let machines = Machines::open(site.store.clone(), &ids, boot).map_err(|error| format!("{node}: {error}"))?;
+        let mut now = site.clock.read(self.now);
+        if self.plan.options.mutant == Some(Mutant::ForgetGrants) {
+            now = Time(now.0 - Timing::default().lease_micros);
+        }
+        let mut replicas = Vec::new();
+        let mut said = String::new();
+        for (group, nodes) in hosted {
+            let recovered = match recover_group(&mut log, recovery, group, &machines)? {
+                Ok(recovered) => recovered,
+                Err(gap) => return Err(format!("{node}, {group}: {gap}")),
+            };
+            if recovered.suspect {
+                self.coverage.hit("rot.suspect");
+            }
+            let applied = machines.applied(group);
+            said.push_str(&format!(
+                " {group}: promised {} accepted {} length {} applied {applied} suspect {};",
+                recovered.promised, recovered.accepted, recovered.length, recovered.suspect
+            ));
+            let Some(machine) = machines.machine(group) else { continue };
+            replicas.push(Hosted { group, replicas: nodes, recovered, applied, machine });
+        }
+        site.life += 1;
+        let life = site.life;
+        let core = Core::new(config, replicas, now);
+        for (group, _) in self.plan.hosted(node) {
+            if let Some(replica) = core.replica(*group) {
+                self.invariants.restarted(node, *group, replica.acceptor())?;
+            }
+        }
+        site.process = Some(Process::new(core, machines, log));
+        self.trace.line(self.now, format_args!("{node}/{life} starts, boot {boot};{said}"));
+        let at = self.random.below(Timing::default().heartbeat_micros);
+        self.later(node, at, NodeEvent::Tick);
+        self.later(node, at + 1_000_000, NodeEvent::Collect);
+        self.start_local_gateways(node);
+        Ok(())
+    }
+
+    /// The process dies, the machine lives on: what was written to files stays.
+    pub(crate) fn kill_process(&mut self, node: NodeId, down_micros: u64) {
+        let Some(site) = self.sites.get_mut(&node) else { return };
+        let Some(mut process) = site.process.take() else { return };
+        if let Some((_, records)) = process.wal.commit.take().filter(|_| self.random.chance(500)) {
+            // It was written, and nobody was told.
+            drop(process.log.append(&records));
+        }
+        drop(process);
+        site.disk.restart();
+        self.coverage.hit("crash.process");
+        self.after_death(node, down_micros, "process");
+    }
+
+    /// The machine loses power: any subset of what was not synced is lost.
+    pub(crate) fn cut_power(&mut self, node: NodeId, down_micros: u64) {
+        let Some(site) = self.sites.get_mut(&node) else { return };
+        let process = site.process.take();
+        if let Some(mut process) = process {
+            let written = process.wal.commit.take().filter(|_| self.random.chance(700));
+            if let Some((_, records)) = written {
+                site.disk.cut_power_after(self.random.below(8));
+                drop(process.log.append(&records));
+            }
+        }
+        let kept = self.random.below(1001);
+        let random = &mut self.random;
+        site.disk.crash(|_| random.chance(kept));
+        site.clock = Clock::new(random);
+        self.coverage.hit("crash.power");
+        self.after_death(node, down_micros, "power");
+    }
+
+    fn after_death(&mut self, node: NodeId, down_micros: u64, why: &str) {
+        let Some(site) = self.sites.get_mut(&node) else { return };
+        site.life += 1;
+        site.paused_until = 0;
+        let unflushed = site.store.unflushed();
+        let kept = usize::try_from(self.random.below(unflushed as u64 + 1)).unwrap_or_default();
+        site.store.crash_keeping(kept);
+        self.coverage.add("store.batches_lost", (unflushed - kept) as u64);
+        self.trace.line(
+            self.now,
+            format_args!(
+                "{node} dies ({why}) for {down_micros} µs; {} of {unflushed} unflushed batches are lost",
+                unflushed - kept
+            ),
+        );
+        self.stop_local_gateways(node);
+        for index in 0..self.gateways.len() {
+            if self.random.chance(600) {
+                let life = self.gateways[index].life;
+                let delay = self.random.between(50, 20_000);
+                self.schedule(delay, Event::NodeDown(index, life, node));
+            }
+        }
+        self.schedule(down_micros, Event::Restart(node));
+    }
+
+    /// Flips a bit in a part of the log that lies below a durable mark: a segment that is full.
+    /// (The last frame of a log is above every mark until the next one is written; if that rots,
+    /// nobody can tell it from a torn one. The log's documentation says so.)
+    pub(crate) fn rot(&mut self, node: NodeId, live: std::ops::RangeInclusive<u64>) {
+        let full: Vec<u64> = (*live.start()..*live.end()).collect();
+        let Some(sequence) = self.random.pick(&full).copied() else { return };
+        let Some(site) = self.sites.get_mut(&node) else { return };
+        let file = wal::segment::name(sequence);
+        let (offset, bit) = (self.random.below(self.plan.segment_bytes), self.random.below(8) as u8);
+        if site.disk.flip_bit(&file, offset, bit) {
+            site.rotten = true;
+            self.coverage.hit("rot");
+            self.trace.line(self.now, format_args!("{node} bit {bit} of byte {offset} in {file} flips"));
+        }
+    }
+
+    /// Bounds a disk, or frees it.
+    pub(crate) fn set_budget(&mut self, node: NodeId, bytes: Option<u64>) {
+        if let Some(site) = self.sites.get(&node) {
+            site.disk.set_budget_bytes(bytes);
+            self.trace.line(self.now, format_args!("{node} disk bounded to {bytes:?}"));
+        }
+    }
+
+    /// Whether a node may rot: a minority may, and a node that rotted before must be whole again.
+    pub(crate) fn may_rot(&self, node: NodeId) -> bool {
+        self.may(Fault::Rot) && self.plan.rotting == node
+    }
+}
+
+/// The acceptor's state of one group, as the runtime recovers it.
+fn recover_group(
+    log: &mut Log,
+    recovery: &Recovery,
+    group: GroupId,
+    machines: &Machines<MemoryStore>,
+) -> Result<Result<Recovered, paxos::record::Gap>, String> {
+    let found = recovery.groups.get(&group.0).map(Vec::as_slice).unwrap_or_default();
+    let decoded = found.iter().map(|record| Record::decode(&record.payload)).collect::<Result<Vec<_>, _>>();
+    let mut records = decoded.map_err(|error| format!("a record of {group} does not decode: {error}"))?;
+    let pairs = found.iter().zip(&records).rev();
+    let marked = pairs.filter(|(_, record)| matches!(record, Record::Suspect)).map(|(at, _)| at.lsn).next();
+    let fresh = recovery.lost.iter().any(|lost| marked.is_none_or(|mark| lost.end > mark));
+    if recovery.is_suspect(group.0) && fresh {
+        let mark = Append { group: group.0, payload: Record::Suspect.encode(), twice: true };
+        log.append(&[mark]).map_err(|error| format!("marking {group} suspect: {error}"))?;
+        records.push(Record::Suspect);
+    }
+    Ok(recover(records.iter(), machines.applied(group)))
+}

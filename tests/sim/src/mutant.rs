@@ -1,0 +1,85 @@
+//! Deliberate faults of the host: each breaks one rule that the design relies on, and the checkers
+//! must notice. What a checker does not notice in a mutant it would not notice in a bug.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A broken rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mutant {
+    /// Messages that wait for durability leave before it.
+    SendBeforeDurable,
+    /// The leader counts an acceptor's vote when it has sent the entries, not when it was answered.
+    CountUnsentVotes,
+    /// The boot counter is not durable: every start is the first.
+    ForgetBoot,
+    /// A starting node does not honour the grants that it gave before.
+    ForgetGrants,
+    /// A node's clock stands still while the node does, so an old lease looks fresh.
+    ClockStopsInPauses,
+    /// Every attempt of a write gets a session of its own, so retries are new commands.
+    FreshSessionPerAttempt,
+    /// A flush of the store is reported before it happened.
+    ReportFlushEarly,
+    /// Log segments are released as soon as the store is flushed, before the state is written again.
+    ReleaseEarly,
+    /// A promise is written once instead of in two frames, and a crash may take it.
+    LosePromises,
+    /// One node skips an entry now and then.
+    SkipEntry,
+    /// Answers are sent for a read although the leader's confirmation or lease is missing: peers'
+    /// grants are made up.
+    MakeUpGrants,
+}
+
+/// All of them.
+pub const ALL: &[Mutant] = &[
+    Mutant::SendBeforeDurable,
+    Mutant::CountUnsentVotes,
+    Mutant::ForgetBoot,
+    Mutant::ForgetGrants,
+    Mutant::ClockStopsInPauses,
+    Mutant::FreshSessionPerAttempt,
+    Mutant::ReportFlushEarly,
+    Mutant::ReleaseEarly,
+    Mutant::LosePromises,
+    Mutant::SkipEntry,
+    Mutant::MakeUpGrants,
+];
+
+impl Mutant {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Mutant::SendBeforeDurable => "send-before-durable",
+            Mutant::CountUnsentVotes => "count-unsent-votes",
+            Mutant::ForgetBoot => "forget-boot",
+            Mutant::ForgetGrants => "forget-grants",
+            Mutant::ClockStopsInPauses => "clock-stops-in-pauses",
+            Mutant::FreshSessionPerAttempt => "fresh-session-per-attempt",
+            Mutant::ReportFlushEarly => "report-flush-early",
+            Mutant::ReleaseEarly => "release-early",
+            Mutant::LosePromises => "lose-promises",
+            Mutant::SkipEntry => "skip-entry",
+            Mutant::MakeUpGrants => "make-up-grants",
+        }
+    }
+}
+
+impl fmt::Display for Mutant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Mutant {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Mutant, String> {
+        let found = ALL.iter().find(|mutant| mutant.name() == name).copied();
+        found.ok_or_else(|| {
+            let names: Vec<&str> = ALL.iter().map(|mutant| mutant.name()).collect();
+            format!("unknown mutant {name:?}; there are: {}", names.join(", "))
+        })
+    }
+}

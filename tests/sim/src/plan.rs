@@ -1,0 +1,210 @@
+//! What a seed stands for: the cluster's shape, its settings, its clients and the faults that it
+//! will meet. Everything follows from the seed and the options, so a seed is a whole test case.
+
+use crate::mutant::Mutant;
+use crate::network::Quality;
+use crate::random::Random;
+use bytes::Bytes;
+use node::core::{Limits, ReadMode};
+use paxos::{GroupId, NodeId};
+use shardkv::map::SHARDMASTER_GROUP;
+use std::collections::BTreeSet;
+
+/// What the caller chooses beside the seed.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Simulated seconds with faults; healing and converging come on top.
+    pub seconds: u64,
+    /// Print every line of the trace.
+    pub trace: bool,
+    /// A fault of the host itself, to prove that the checkers see it.
+    pub mutant: Option<Mutant>,
+    /// Rot may happen.
+    pub rot: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { seconds: 40, trace: false, mutant: None, rot: true }
+    }
+}
+
+/// A fault that strikes now and then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// Links between two sets of nodes are cut in both directions.
+    Partition,
+    /// One node no longer hears another.
+    OneWayCut,
+    /// A node stands still, and goes on later as if nothing had happened.
+    Pause,
+    /// A process dies; what it wrote to files stays.
+    ProcessCrash,
+    /// A machine loses power: any unsynced sector may be lost.
+    PowerCut,
+    /// All machines lose power at once.
+    PowerCutEverywhere,
+    /// A node is down for so long that the others forget what it lacks.
+    LongOutage,
+    /// A gateway dies and starts anew.
+    GatewayCrash,
+    /// A disk has no space for a while.
+    DiskFull,
+    /// A sync fails; the node must stop.
+    SyncError,
+    /// The disk becomes slow for a while.
+    SlowDisk,
+    /// A bit of a synced part of the log flips while the node is down; on one node only.
+    Rot,
+}
+
+const FAULTS: &[Fault] = &[
+    Fault::Partition,
+    Fault::OneWayCut,
+    Fault::Pause,
+    Fault::ProcessCrash,
+    Fault::PowerCut,
+    Fault::PowerCutEverywhere,
+    Fault::LongOutage,
+    Fault::GatewayCrash,
+    Fault::DiskFull,
+    Fault::SyncError,
+    Fault::SlowDisk,
+    Fault::Rot,
+];
+
+/// What a seed stands for.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The seed.
+    pub seed: u64,
+    /// The caller's part.
+    pub options: Options,
+    /// All nodes.
+    pub nodes: Vec<NodeId>,
+    /// All groups with their replicas, the shardmaster's first.
+    pub groups: Vec<(GroupId, Vec<NodeId>)>,
+    /// Where shards end.
+    pub boundaries: Vec<Bytes>,
+    /// The keys that clients use.
+    pub keys: Vec<Bytes>,
+    /// How reads are checked.
+    pub read_mode: ReadMode,
+    /// For each gateway the node that it runs inside, if any.
+    pub gateways: Vec<Option<NodeId>>,
+    /// How many clients.
+    pub clients: u64,
+    /// A client's longest pause between two requests.
+    pub think_micros_max: u64,
+    /// Whether clients compact, and how long collection lags behind.
+    pub compaction: Option<u64>,
+    /// Bounds of the nodes' queues.
+    pub limits: Limits,
+    /// The log's segments.
+    pub segment_bytes: u64,
+    /// A sync usually takes up to this.
+    pub sync_micros_max: u64,
+    /// Applying usually takes up to this.
+    pub apply_micros_max: u64,
+    /// The network's quality and latency.
+    pub quality: Quality,
+    /// See above.
+    pub latency_micros: u64,
+    /// The faults that may strike.
+    pub faults: Vec<Fault>,
+    /// The longest pause between two of them.
+    pub calm_micros_max: u64,
+    /// The node whose disk may rot.
+    pub rotting: NodeId,
+}
+
+fn shape(random: &mut Random) -> (Vec<NodeId>, Vec<(GroupId, Vec<NodeId>)>) {
+    let count = match random.below(100) {
+        0..74 => 3,
+        74..92 => 5,
+        _ => 1,
+    };
+    let nodes: Vec<NodeId> = (1..=count).map(NodeId).collect();
+    let mut groups = Vec::new();
+    let data_groups = random.between(1, 3);
+    for id in SHARDMASTER_GROUP.0..=SHARDMASTER_GROUP.0 + data_groups {
+        let some = count == 5 && random.chance(600);
+        let mut replicas: BTreeSet<NodeId> = nodes.iter().copied().collect();
+        while some && replicas.len() > 3 {
+            replicas.remove(&NodeId(random.between(1, count)));
+        }
+        groups.push((GroupId(id), replicas.into_iter().collect()));
+    }
+    (nodes, groups)
+}
+
+fn keyspace(random: &mut Random) -> (Vec<Bytes>, Vec<Bytes>) {
+    let letter = |number: u64| Bytes::from(vec![b'a' + u8::try_from(number).unwrap_or(25)]);
+    let boundaries: BTreeSet<Bytes> = (0..random.between(1, 5)).map(|_| letter(random.between(1, 25))).collect();
+    let keys: BTreeSet<Bytes> = (0..random.between(4, 24))
+        .map(|_| Bytes::from([letter(random.below(26)).as_ref(), b"/", &[b'0' + (random.below(4) as u8)]].concat()))
+        .collect();
+    (boundaries.into_iter().collect(), keys.into_iter().collect())
+}
+
+impl Plan {
+    /// The plan of a seed.
+    pub fn new(seed: u64, options: Options) -> Plan {
+        let random = &mut Random::new(seed, 1);
+        let (nodes, groups) = shape(random);
+        let (boundaries, keys) = keyspace(random);
+        let gateways = (0..random.between(1, 3))
+            .map(|_| if random.chance(500) { random.pick(&nodes).copied() } else { None })
+            .collect();
+        let calm = random.chance(50);
+        let likelihood = random.between(300, 900);
+        let enabled = |fault: &Fault, random: &mut Random| {
+            let possible = match fault {
+                Fault::Rot => options.rot && nodes.len() > 1,
+                Fault::Partition | Fault::OneWayCut | Fault::LongOutage => nodes.len() > 1,
+                _ => true,
+            };
+            random.chance(likelihood) && possible && !calm
+        };
+        let faults: Vec<Fault> = FAULTS.iter().copied().filter(|fault| enabled(fault, random)).collect();
+        let bad = |random: &mut Random, most: u64| if !calm && random.chance(600) { random.skewed(0, most) } else { 0 };
+        let quality = Quality {
+            lost: bad(random, 80),
+            duplicated: bad(random, 80),
+            delayed: bad(random, 80),
+            delay_micros_max: random.skewed(1_000, 1_500_000),
+        };
+        let rotting = random.pick(&nodes).copied().unwrap_or_default();
+        Plan {
+            seed,
+            options,
+            boundaries,
+            keys,
+            read_mode: if random.chance(700) { ReadMode::Lease } else { ReadMode::Quorum },
+            gateways,
+            clients: random.between(2, 10),
+            think_micros_max: random.skewed(5_000, 200_000),
+            compaction: random.chance(500).then(|| random.skewed(0, 5_000_000)),
+            limits: Limits {
+                proposals_max: usize::try_from(random.between(1, 8)).unwrap_or(8),
+                kept_bytes_max: 1 << random.between(8, 15),
+                ..Limits::default()
+            },
+            segment_bytes: (384 << 10) << random.below(3),
+            sync_micros_max: random.skewed(200, 20_000),
+            apply_micros_max: random.skewed(100, 20_000),
+            quality,
+            latency_micros: random.skewed(50, 10_000),
+            faults,
+            calm_micros_max: random.skewed(1_000_000, 15_000_000),
+            rotting,
+            nodes,
+            groups,
+        }
+    }
+
+    /// The groups of which a node hosts a replica.
+    pub fn hosted(&self, node: NodeId) -> impl Iterator<Item = &(GroupId, Vec<NodeId>)> {
+        self.groups.iter().filter(move |(_, replicas)| replicas.contains(&node))
+    }
+}

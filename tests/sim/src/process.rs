@@ -1,0 +1,106 @@
+//! A node's machine (disk, store, clock) and the process that runs on it. The process consists of
+//! the very parts that the runtime runs: the core, the state machines, the log.
+
+use crate::clock::Clock;
+use node::core::{ApplyJob, Core, Input, Machine, SnapshotJob};
+use node::host::Machines;
+use paxos::GroupId;
+use shardkv::MemoryStore;
+use shardkv::types::Revision;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use wal::testdisk::MemDisk;
+use wal::{Append, Log};
+
+/// A machine.
+pub struct Site {
+    /// The log's disk.
+    pub disk: MemDisk,
+    /// The store and its disk.
+    pub store: Arc<MemoryStore>,
+    /// The durable boot counter.
+    pub boot: u64,
+    /// The machine's clock.
+    pub clock: Clock,
+    /// Counts processes; events of an earlier one are void.
+    pub life: u64,
+    /// The process, if one runs.
+    pub process: Option<Process>,
+    /// Nothing happens here before this time.
+    pub paused_until: u64,
+    /// The disk is slow until then.
+    pub slow_until: u64,
+    /// A bit has flipped here.
+    pub rotten: bool,
+    /// It cannot prove its promises and stays down: an operator would replace it.
+    pub retired: bool,
+}
+
+/// Work for the state machines.
+pub enum Job {
+    /// Entries.
+    Apply(ApplyJob),
+    /// A piece of an image.
+    Snapshot(SnapshotJob),
+}
+
+/// What waits for the log.
+#[derive(Default)]
+pub struct WalQueue {
+    /// Batches that wait.
+    pub queue: VecDeque<(u64, Vec<Append>)>,
+    /// The group commit under way: its last ticket and all its records.
+    pub commit: Option<(u64, Vec<Append>)>,
+    /// An event for it is scheduled.
+    pub scheduled: bool,
+    /// Segments through this one may go.
+    pub release: Option<u64>,
+    /// The disk has no space.
+    pub full: bool,
+    /// What the core has not been told yet: space, and (ticket, segment).
+    pub no_space: Option<bool>,
+    /// See above.
+    pub durable: Option<(u64, u64)>,
+}
+
+/// A process.
+pub struct Process {
+    /// The node's core.
+    pub core: Core<MemoryStore>,
+    /// The state machines.
+    pub machines: Machines<MemoryStore>,
+    /// The log.
+    pub log: Log,
+    /// What the core has not seen yet.
+    pub mailbox: VecDeque<Input>,
+    /// Machines that were replaced by an image.
+    pub replaced: Vec<(GroupId, Machine<MemoryStore>)>,
+    /// A turn is scheduled.
+    pub turning: bool,
+    /// The log's queue.
+    pub wal: WalQueue,
+    /// Work for the state machines, and whether an event for it is scheduled.
+    pub jobs: VecDeque<Job>,
+    /// See above.
+    pub applying: bool,
+    /// Per group: the floor below which history was collected, and since when a higher one is known.
+    pub collected: BTreeMap<GroupId, (Revision, Option<u64>)>,
+}
+
+impl Process {
+    /// A process around its parts.
+    pub fn new(core: Core<MemoryStore>, machines: Machines<MemoryStore>, log: Log) -> Process {
+        Process {
+            core,
+            machines,
+            log,
+            mailbox: VecDeque::new(),
+            replaced: Vec::new(),
+            turning: false,
+            wal: WalQueue::default(),
+            jobs: VecDeque::new(),
+            applying: false,
+            collected: BTreeMap::new(),
+        }
+    }
+}
