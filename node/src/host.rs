@@ -36,6 +36,9 @@ impl<S: Store> Hosted<S> {
 type Source = Box<dyn SnapshotSource<Error = StoreError> + Send>;
 type Sink = Box<dyn SnapshotSink<Error = StoreError> + Send>;
 
+/// What an image's piece led to, and, behind the last one, what the core reads of the group now.
+pub type SnapshotOutcome<S> = (SnapshotEvent, Option<(GroupId, Machine<S>)>);
+
 /// All state machines of a node over its one store.
 pub struct Machines<S: Store> {
     store: Arc<S>,
@@ -96,10 +99,7 @@ impl<S: Store> Machines<S> {
     }
 
     /// Reads or installs a piece of an image. With an installed image comes what the core reads now.
-    pub fn snapshot(
-        &mut self,
-        job: SnapshotJob,
-    ) -> Result<Option<(SnapshotEvent, Option<(GroupId, Machine<S>)>)>, StoreError> {
+    pub fn snapshot(&mut self, job: SnapshotJob) -> Result<Option<SnapshotOutcome<S>>, StoreError> {
         match job {
             SnapshotJob::Read { group, transfer, sequence } => {
                 if sequence == 0 {

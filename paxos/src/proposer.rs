@@ -14,6 +14,7 @@ impl Replica {
     /// Answers to our own ballot. Those to an earlier one are dropped.
     pub(crate) fn receive_as_leader(&mut self, now: Time, from: NodeId, message: Message, out: &mut Outputs) {
         let ballot = message.ballot();
+        let first_kept = self.acceptor.log().first_kept();
         match (&mut self.role, message) {
             (Role::Preparing(preparing), Message::Promise(promise)) if preparing.ballot == ballot => {
                 preparing.promises.insert(from, promise);
@@ -51,10 +52,14 @@ impl Replica {
                     PeerPhase::Syncing { .. } | PeerPhase::Probing => length.next(),
                 };
                 peer.phase = PeerPhase::Replicating { next };
-                let news = peer.matched.is_none_or(|matched| matched < length) || peer.decided != decided;
-                if peer.matched.is_none_or(|matched| matched < length) {
+                let further = peer.matched.is_none_or(|matched| matched < length);
+                let news = further || peer.decided != decided;
+                if further {
                     peer.matched = Some(length);
-                    peer.moved_at = now;
+                    // A peer that needs a snapshot makes no progress by saying so: it is probed in time.
+                    if length.next() >= first_kept {
+                        peer.moved_at = now;
+                    }
                 }
                 peer.decided = decided;
                 let settled = leading.decided;
@@ -234,8 +239,10 @@ impl Replica {
                 peer.moved_at = now;
             }
             PeerPhase::Replicating { next } if next < log.0 => {
+                // Only a snapshot helps, and the peer has just told where it stands.
                 peer.phase = PeerPhase::Probing;
                 peer.matched = None;
+                out.snapshot_wanted.push(node);
             }
             PeerPhase::Replicating { mut next } => {
                 let matched = peer.matched.unwrap_or(Slot(0));

@@ -251,9 +251,8 @@ impl Node {
             self.wal_backlog.push_back((out.ticket, out.log.into_iter().map(append).collect()));
             self.feed_wal();
         }
-        let mut sends = out.send.into_iter().peekable();
         let mut by_peer: BTreeMap<NodeId, Vec<crate::wire::NodeMessage>> = BTreeMap::new();
-        while let Some((to, message)) = sends.next() {
+        for (to, message) in out.send {
             by_peer.entry(to).or_default().push(message);
         }
         for (to, messages) in by_peer {

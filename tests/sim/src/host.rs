@@ -421,6 +421,13 @@ impl World {
 
     /// Mutants that make up what a peer has not said.
     fn forge(&mut self, me: NodeId, peer: NodeId, message: &NodeMessage) {
+        let leads = |process: &mut Process, plan: &crate::plan::Plan| {
+            plan.hosted(me).any(|(group, _)| process.core.replica(*group).is_some_and(|it| it.leading().is_some()))
+        };
+        let plan = self.plan.clone();
+        if plan.options.mutant.is_none() || !self.process(me).is_some_and(|process| leads(process, &plan)) {
+            return;
+        }
         match (self.plan.options.mutant, message) {
             (
                 Some(Mutant::CountUnsentVotes),

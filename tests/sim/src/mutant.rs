@@ -23,12 +23,11 @@ pub enum Mutant {
     ReportFlushEarly,
     /// Log segments are released as soon as the store is flushed, before the state is written again.
     ReleaseEarly,
-    /// A promise is written once instead of in two frames, and a crash may take it.
+    /// Promises are not written to the log.
     LosePromises,
     /// One node skips an entry now and then.
     SkipEntry,
-    /// Answers are sent for a read although the leader's confirmation or lease is missing: peers'
-    /// grants are made up.
+    /// A leader makes up its peers' grants, so its lease never ends.
     MakeUpGrants,
 }
 

@@ -1,0 +1,68 @@
+//! The checkers bite: each broken rule of the host is noticed within a bounded number of seeds, and
+//! for the right reason.
+
+use sim::{Mutant, Options, run};
+
+/// Runs seeds until the mutant is noticed.
+fn caught(mutant: Mutant, seeds: u64, because: &[&str]) {
+    let options = Options { mutant: Some(mutant), seconds: 30, ..Options::default() };
+    let mut other = Vec::new();
+    for seed in 0..seeds {
+        let Err(failure) = run(seed, options) else { continue };
+        if because.iter().any(|reason| failure.what.contains(reason)) {
+            return;
+        }
+        other.push(failure.what.clone());
+    }
+    panic!("{mutant} was not noticed in {seeds} seeds as {because:?}, but: {other:?}");
+}
+
+#[test]
+fn sending_before_durable_is_noticed() {
+    caught(Mutant::SendBeforeDurable, 40, &["agreement", "a promise fell", "a vote was lost"]);
+}
+
+#[test]
+fn counting_unsent_votes_is_noticed() {
+    caught(Mutant::CountUnsentVotes, 20, &["agreement", "NotInLog", "violations", "beyond the leader's"]);
+}
+
+#[test]
+fn forgetting_the_boot_counter_is_noticed() {
+    caught(Mutant::ForgetBoot, 60, &["no convergence", "agreement", "violations", "panicked"]);
+}
+
+#[test]
+fn a_clock_that_stops_in_pauses_is_noticed() {
+    caught(Mutant::ClockStopsInPauses, 60, &["two leaseholders"]);
+}
+
+#[test]
+fn made_up_grants_are_noticed() {
+    caught(Mutant::MakeUpGrants, 60, &["two leaseholders"]);
+}
+
+#[test]
+fn executing_a_retry_anew_is_noticed() {
+    caught(Mutant::FreshSessionPerAttempt, 40, &["violations"]);
+}
+
+#[test]
+fn reporting_a_flush_early_is_noticed() {
+    caught(Mutant::ReportFlushEarly, 20, &["neither in the log nor applied"]);
+}
+
+#[test]
+fn releasing_segments_early_is_noticed() {
+    caught(Mutant::ReleaseEarly, 40, &["neither in the log nor applied", "a promise fell", "a vote was lost"]);
+}
+
+#[test]
+fn losing_promises_is_noticed() {
+    caught(Mutant::LosePromises, 40, &["a promise fell"]);
+}
+
+#[test]
+fn skipping_an_entry_is_noticed() {
+    caught(Mutant::SkipEntry, 20, &["states differ"]);
+}
