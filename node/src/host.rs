@@ -184,7 +184,7 @@ impl<S: Store> Machines<S> {
         self.store.flush()
     }
 
-    /// Removes some history below the floors; see [`DataGroup::collect`].
+    /// Removes some history below the floors; see [`shardkv::Reader::collect`].
     pub fn collect(&mut self, group: GroupId, budget: usize) -> Result<Option<Progress>, StoreError> {
         match self.groups.get_mut(&group) {
             Some(Hosted::Data(group)) => group.reader().collect(budget).map(Some),

@@ -1,4 +1,5 @@
-//! Threads, sockets, the log on disk and RocksDB around the [`Core`].
+//! Threads, sockets, the log on disk and RocksDB around the
+//! [`Core`](crate::core::Core).
 //!
 //! ```text
 //! one thread    tokio current_thread runtime: gRPC, the turn loop with the core, gateway

@@ -1,0 +1,96 @@
+//! Messages, records and ballots as short text.
+
+use bytes::Bytes;
+use paxos::{Ballot, ConfigId, Message, NodeId, Record};
+
+/// `round.node`, and the boot where it is not the first.
+pub fn ballot(ballot: Ballot) -> String {
+    match (ballot.round, ballot.boot) {
+        (0, _) => "none".to_owned(),
+        (round, 1) => format!("{round}.{}", ballot.node.0),
+        (round, boot) => format!("{round}.{}b{boot}", ballot.node.0),
+    }
+}
+
+/// The reverse.
+pub fn ballot_of(text: &str) -> Ballot {
+    if text == "none" {
+        return Ballot::default();
+    }
+    let (rest, boot) = text.split_once('b').unwrap_or((text, "1"));
+    let (round, node) = rest.split_once('.').unwrap_or_else(|| panic!("{text:?} is no ballot"));
+    Ballot { config: ConfigId(0), round: number(round), node: NodeId(number(node)), boot: number(boot) }
+}
+
+pub fn number(text: &str) -> u64 {
+    text.parse().unwrap_or_else(|_| panic!("{text:?} is no number"))
+}
+
+/// An entry; a leader's no-op is a dot.
+pub fn text_of(entry: &Bytes) -> String {
+    if entry.is_empty() { "·".to_owned() } else { String::from_utf8_lossy(entry).into_owned() }
+}
+
+fn list(entries: &[Bytes]) -> String {
+    let entries: Vec<String> = entries.iter().map(text_of).collect();
+    format!("[{}]", entries.join(" "))
+}
+
+pub fn message(message: &Message) -> String {
+    match message {
+        Message::Prepare { ballot: at, handover } => {
+            let handed = handover.map_or(String::new(), |old| format!(" handover={}", ballot(old)));
+            format!("Prepare {}{handed}", ballot(*at))
+        }
+        Message::Promise(promise) => format!(
+            "Promise {} accepted={} length={} decided={} first={}{}",
+            ballot(promise.ballot),
+            ballot(promise.accepted),
+            promise.length,
+            promise.decided,
+            promise.first_kept,
+            if promise.suspect { " suspect" } else { "" }
+        ),
+        Message::Fetch { ballot: at, start, end } => format!("Fetch {} {start}..={end}", ballot(*at)),
+        Message::Fetched { ballot: at, start, entries } => format!("Fetched {} {start}={}", ballot(*at), list(entries)),
+        Message::AcceptSync { ballot: at, cut, start, end, entries, decided } => {
+            format!("AcceptSync {} cut={cut} {start}={} end={end} decided={decided}", ballot(*at), list(entries))
+        }
+        Message::SyncProgress { ballot: at, staged } => format!("SyncProgress {} staged={staged}", ballot(*at)),
+        Message::Accept { ballot: at, start, entries, decided } => {
+            format!("Accept {} {start}={} decided={decided}", ballot(*at), list(entries))
+        }
+        Message::Accepted { ballot: at, length, decided } => {
+            format!("Accepted {} length={length} decided={decided}", ballot(*at))
+        }
+        Message::Decide { ballot: at, decided, answer } => {
+            format!("Decide {} decided={decided}{}", ballot(*at), if *answer { " answer" } else { "" })
+        }
+        Message::Confirm { ballot: at, round } => format!("Confirm {} round={round}", ballot(*at)),
+        Message::Confirmed { ballot: at, round } => format!("Confirmed {} round={round}", ballot(*at)),
+        Message::Handover { ballot: at } => format!("Handover {}", ballot(*at)),
+        Message::NeedSnapshot { ballot: at } => format!("NeedSnapshot {}", ballot(*at)),
+    }
+}
+
+pub fn record(record: &Record) -> String {
+    match record {
+        Record::Promised(at) => format!("Promised {}", ballot(*at)),
+        Record::Accepted { ballot: at, start, entries, .. } => {
+            format!("Accepted {} {start}={}", ballot(*at), list(entries))
+        }
+        Record::Staged { ballot: at, start, entries } => format!("Staged {} {start}={}", ballot(*at), list(entries)),
+        Record::Adopted { ballot: at, cut, start, entries, .. } => {
+            format!("Adopted {} cut={cut} {start}={}", ballot(*at), list(entries))
+        }
+        Record::Installed(slot) => format!("Installed {slot}"),
+        Record::Suspect => "Suspect".to_owned(),
+        Record::Rewritten { start, entries } => format!("Rewritten {start}={}", list(entries)),
+        Record::State { promised, accepted, first_kept, length, decided, suspect } => format!(
+            "State promised={} accepted={} first={first_kept} length={length} decided={decided}{}",
+            ballot(*promised),
+            ballot(*accepted),
+            if *suspect { " suspect" } else { "" }
+        ),
+    }
+}
