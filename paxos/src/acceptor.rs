@@ -191,9 +191,11 @@ impl Acceptor {
     /// The leader's own adoption of the log that phase 1 found: its part above `cut` is `entries`.
     pub fn adopt_as_leader(&mut self, ballot: Ballot, cut: Slot, entries: Vec<Bytes>, records: &mut Vec<Record>) {
         assert!(ballot == self.promised, "leading at {ballot}, promised {}", self.promised);
-        let cut = if cut < self.decided { self.decided } else { cut };
-        self.staged = Some(Staged { ballot, cut, entries: Vec::new() });
-        self.adopt(ballot, cut.next(), entries, records);
+        // What a snapshot has brought since the fetch began is decided, and equal to what was fetched.
+        let kept = cut.max(self.decided);
+        let fresh = entries.into_iter().skip((kept.0 - cut.0) as usize).collect();
+        self.staged = Some(Staged { ballot, cut: kept, entries: Vec::new() });
+        self.adopt(ballot, kept.next(), fresh, records);
     }
 
     /// Phase 2b: entries behind what this ballot accepted. Returns whether they could be placed.

@@ -152,6 +152,8 @@ impl Replica {
         let (cut, entries) = (fetch.cut, std::mem::take(&mut fetch.entries));
         let promises = std::mem::take(&mut preparing.promises);
         self.acceptor.adopt_as_leader(ballot, cut, entries, &mut out.records);
+        let (length, expected) = (self.acceptor.log().length(), adopted.1.max(self.acceptor.decided()));
+        assert_eq!(length, expected, "leader of {ballot} adopted a log of another length than phase 1 found");
         self.lead(now, ballot, adopted, promises, out);
     }
 

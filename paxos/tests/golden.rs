@@ -13,7 +13,7 @@ mod display;
 use bytes::Bytes;
 use display::{ballot_of, message, number, record, text_of};
 use paxos::heartbeat::{Heartbeats, Timing};
-use paxos::{Ballot, GroupId, Input, Message, NodeId, Outputs, Record, Recovered, Replica, ReplicaConfig, Slot, Time};
+use paxos::{Ballot, GroupId, Input, Message, NodeId, Outputs, Record, Replica, ReplicaConfig, Slot, Time};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
@@ -149,7 +149,6 @@ impl Script {
 
     fn start(&mut self, id: NodeId, boot: u64, log: Vec<Record>, applied: Slot) {
         let recovered = paxos::recover(log.iter(), applied).unwrap_or_else(|gap| panic!("{id}: {gap}"));
-        let Recovered { .. } = &recovered;
         let config = ReplicaConfig { me: id, group: GROUP, replicas: self.replicas.clone(), boot };
         let replica = Replica::new(config, recovered, applied);
         let mut beats = Heartbeats::new(id, boot, Timing::default(), &self.replicas, self.now);
@@ -165,19 +164,16 @@ impl Script {
         self.start(id, node.boot + 1, log, node.applied);
     }
 
-    /// One round of heartbeats, between two nodes or between all.
+    /// Heartbeats between two nodes or between all: twice, for the first round only tells boots.
     fn beats(&mut self, only: Option<(NodeId, NodeId)>) {
-        for from in self.replicas.clone() {
-            for to in self.replicas.clone() {
-                let wanted = only.is_none_or(|(a, b)| (from, to) == (a, b) || (from, to) == (b, a));
-                if from == to || !wanted {
-                    continue;
-                }
-                let now = self.now;
-                for (_, ping) in self.nodes.get_mut(&from).unwrap().beats.ping(now, Some(to)) {
-                    if let Some(pong) = self.nodes.get_mut(&to).unwrap().beats.receive(now, from, ping) {
-                        self.nodes.get_mut(&from).unwrap().beats.receive(now, to, pong);
-                    }
+        let pairs = self.replicas.iter().flat_map(|from| self.replicas.iter().map(move |to| (*from, *to)));
+        let wanted = |from, to| only.is_none_or(|(a, b)| (from, to) == (a, b) || (from, to) == (b, a));
+        let pairs: Vec<_> = pairs.filter(|(from, to)| from != to && wanted(*from, *to)).collect();
+        for (from, to) in pairs.iter().chain(&pairs) {
+            let now = self.now;
+            for (_, ping) in self.nodes.get_mut(from).unwrap().beats.ping(now, Some(*to)) {
+                if let Some(pong) = self.nodes.get_mut(to).unwrap().beats.receive(now, *from, ping) {
+                    self.nodes.get_mut(from).unwrap().beats.receive(now, *to, pong);
                 }
             }
         }
@@ -296,7 +292,8 @@ fn run(script: &str) -> String {
     for line in script.lines() {
         match line {
             "---" => {
-                writeln!(output, "---\n{}", state.out.trim_end()).unwrap();
+                output.push_str("---\n");
+                output.push_str(&state.out);
                 state.out.clear();
                 expected = true;
             }

@@ -22,8 +22,6 @@ pub struct Limits {
     pub batch_bytes_max: u64,
     /// Slots of a group that are proposed and not yet decided.
     pub group_slots_max: u64,
-    /// Bytes of a group that are proposed and not yet decided.
-    pub group_bytes_max: u64,
     /// Proposals of all groups of a node that are not yet answered.
     pub proposal_bytes_max: u64,
     /// Queued for one peer.
@@ -43,8 +41,7 @@ impl Default for Limits {
             txn_operations_max: 128,
             batch_entries_max: 1024,
             batch_bytes_max: MIB,
-            group_slots_max: 256,
-            group_bytes_max: 4 * MIB,
+            group_slots_max: 8,
             proposal_bytes_max: 64 * MIB,
             peer_queue_bytes_max: 16 * MIB,
             wal_queue_bytes_max: 8 * MIB,
@@ -65,13 +62,12 @@ impl Limits {
             txn_operations_max: count("txn-operations-max", default.txn_operations_max, 1..=65_536)?,
             batch_entries_max: count("batch-entries-max", default.batch_entries_max, 1..=65_536)?,
             batch_bytes_max: bytes("batch-bytes-max", default.batch_bytes_max, KIB..=64 * MIB)?,
-            group_slots_max: count("group-slots-max", default.group_slots_max, 1..=65_536)?,
-            group_bytes_max: bytes("group-bytes-max", default.group_bytes_max, KIB..=GIB)?,
+            group_slots_max: count("group-slots-max", default.group_slots_max, 1..=256)?,
             proposal_bytes_max: bytes("proposal-bytes-max", default.proposal_bytes_max, KIB..=16 * GIB)?,
             peer_queue_bytes_max: bytes("peer-queue-bytes-max", default.peer_queue_bytes_max, KIB..=16 * GIB)?,
             wal_queue_bytes_max: bytes("wal-queue-bytes-max", default.wal_queue_bytes_max, KIB..=16 * GIB)?,
             apply_lag_bytes_max: bytes("apply-lag-bytes-max", default.apply_lag_bytes_max, KIB..=16 * GIB)?,
-            wal_segment_bytes: bytes("wal-segment-bytes", default.wal_segment_bytes, MIB..=GIB)?,
+            wal_segment_bytes: bytes("wal-segment-bytes", default.wal_segment_bytes, 32 * MIB..=GIB)?,
         };
         limits.check_order(layers)?;
         Ok(limits)
@@ -80,7 +76,6 @@ impl Limits {
     /// What passes an early stage must fit into every later one, or it waits there for ever.
     fn check_order(&self, layers: &Layers) -> Result<(), ConfigError> {
         let stages = [
-            ("group-bytes-max", self.group_bytes_max),
             ("proposal-bytes-max", self.proposal_bytes_max),
             ("peer-queue-bytes-max", self.peer_queue_bytes_max),
             ("wal-queue-bytes-max", self.wal_queue_bytes_max),

@@ -103,13 +103,10 @@ pub struct LimitOptions {
     /// Bytes of commands that share a log entry [default: 1MiB].
     #[arg(long, value_name = "BYTES", env = "CLOUDPAXOS_BATCH_BYTES_MAX", hide_env_values = true)]
     pub batch_bytes_max: Option<String>,
-    /// Slots of a group proposed and not yet decided [default: 256].
+    /// Batches of a group proposed and not yet applied; fewer make larger batches [default: 8].
     #[arg(long, value_name = "N", env = "CLOUDPAXOS_GROUP_SLOTS_MAX", hide_env_values = true)]
     pub group_slots_max: Option<String>,
-    /// Bytes of a group proposed and not yet decided [default: 4MiB].
-    #[arg(long, value_name = "BYTES", env = "CLOUDPAXOS_GROUP_BYTES_MAX", hide_env_values = true)]
-    pub group_bytes_max: Option<String>,
-    /// Proposals of a node not yet answered [default: 64MiB].
+    /// Write requests waiting in one group's leader; more are refused [default: 64MiB].
     #[arg(long, value_name = "BYTES", env = "CLOUDPAXOS_PROPOSAL_BYTES_MAX", hide_env_values = true)]
     pub proposal_bytes_max: Option<String>,
     /// Messages queued for one peer [default: 16MiB].

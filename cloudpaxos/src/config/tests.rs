@@ -82,7 +82,6 @@ fn the_help_tells_the_true_defaults() {
         ("batch-entries-max", limits.batch_entries_max),
         ("batch-bytes-max", limits.batch_bytes_max),
         ("group-slots-max", limits.group_slots_max),
-        ("group-bytes-max", limits.group_bytes_max),
         ("proposal-bytes-max", limits.proposal_bytes_max),
         ("peer-queue-bytes-max", limits.peer_queue_bytes_max),
         ("wal-queue-bytes-max", limits.wal_queue_bytes_max),

@@ -86,6 +86,7 @@ impl Site {
     fn node_config(&self, path: PathBuf, identity: &Identity) -> NodeConfig {
         let me = identity.node_id;
         let micros = |duration: std::time::Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
         let infos = self.node_infos();
         let peers = infos
             .iter()
@@ -120,8 +121,11 @@ impl Site {
                 },
                 genesis: self.first_map(),
                 limits: CoreLimits {
-                    inbox_bytes_max: usize::try_from(self.limits.proposal_bytes_max).unwrap_or(usize::MAX),
-                    apply_lag_bytes_max: usize::try_from(self.limits.apply_lag_bytes_max).unwrap_or(usize::MAX),
+                    inbox_bytes_max: size(self.limits.proposal_bytes_max),
+                    apply_lag_bytes_max: size(self.limits.apply_lag_bytes_max),
+                    batch_commands_max: size(self.limits.batch_entries_max),
+                    batch_bytes_max: size(self.limits.batch_bytes_max),
+                    proposals_max: size(self.limits.group_slots_max),
                     ..CoreLimits::default()
                 },
             },
@@ -132,6 +136,10 @@ impl Site {
             peers: peers.collect(),
             store: RocksOptions::default(),
             row_cache_bytes: ROW_CACHE_BYTES,
+            segment_bytes: self.limits.wal_segment_bytes,
+            log_queue_bytes_max: self.limits.wal_queue_bytes_max,
+            peer_queue_bytes_max: size(self.limits.peer_queue_bytes_max),
+            entry_bytes_max: self.limits.batch_bytes_max.max(2 * self.limits.request_bytes_max),
             salt_seed: rand::random(),
         }
     }

@@ -7,7 +7,7 @@
 //! - a batch whose revisions arrive too late or out of order is asked for anew.
 
 use super::reads::WaitingRead;
-use super::{Core, EntryOutcome, Machine};
+use super::{Core, EntryOutcome, Limits, Machine};
 use crate::wire::{AskId, NodeMessage};
 use paxos::{Ballot, GroupId, Slot, Time};
 use shardkv::codec;
@@ -20,10 +20,6 @@ use shardkv::types::{Keys, Revision};
 use shardmaster::MasterOutcome;
 use std::collections::{BTreeMap, VecDeque};
 
-/// Commands in one entry.
-const BATCH_COMMANDS_MAX: usize = 1024;
-/// Payload bytes in one entry; a single larger command travels alone.
-const BATCH_BYTES_MAX: usize = 1 << 20;
 /// Requests to the sequencer outstanding per group.
 const ASKS_MAX: usize = 4;
 /// An unanswered request to the sequencer is given up and made anew after this.
@@ -176,11 +172,13 @@ impl Lead {
         self.asked.is_empty() && self.proposed.is_empty()
     }
 
-    fn take_batch(&mut self) -> Vec<Pending> {
+    fn take_batch(&mut self, limits: &Limits) -> Vec<Pending> {
         let mut batch = Vec::new();
         let mut bytes = 0;
         while let Some(next) = self.inbox.front() {
-            if batch.len() >= BATCH_COMMANDS_MAX || (bytes + next.bytes > BATCH_BYTES_MAX && !batch.is_empty()) {
+            if batch.len() >= limits.batch_commands_max
+                || (bytes + next.bytes > limits.batch_bytes_max && !batch.is_empty())
+            {
                 break;
             }
             bytes += next.bytes;
@@ -315,7 +313,7 @@ impl<S: Store> Core<S> {
                 break;
             }
             let in_order = lead.asked.is_empty();
-            let batch = lead.take_batch();
+            let batch = lead.take_batch(&self.config.limits);
             if let Some(first) = in_order.then(|| self.take_here(now, batch.len() as u64)).flatten() {
                 self.propose_batch(now, id, batch, first);
                 continue;

@@ -72,6 +72,10 @@ pub struct CoreConfig {
 pub struct Limits {
     /// Bytes of write requests waiting in one group's leader.
     pub inbox_bytes_max: usize,
+    /// Commands in one entry.
+    pub batch_commands_max: usize,
+    /// Payload bytes in one entry; a single larger command travels alone.
+    pub batch_bytes_max: usize,
     /// Reads waiting in one group's leader.
     pub reads_max: usize,
     /// Bytes decided but not yet applied, per group; beyond, the leader refuses writes.
@@ -86,6 +90,8 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             inbox_bytes_max: 64 << 20,
+            batch_commands_max: 1024,
+            batch_bytes_max: 1 << 20,
             reads_max: 65_536,
             apply_lag_bytes_max: 64 << 20,
             proposals_max: 8,

@@ -41,6 +41,14 @@ pub struct NodeConfig {
     pub store: RocksOptions,
     /// Bytes of rows cached in front of it.
     pub row_cache_bytes: usize,
+    /// Bytes of one log segment.
+    pub segment_bytes: u64,
+    /// Bytes waiting for the log.
+    pub log_queue_bytes_max: u64,
+    /// Bytes waiting for one peer; beyond, messages are dropped and sent again later.
+    pub peer_queue_bytes_max: usize,
+    /// The largest entry that a leader here proposes.
+    pub entry_bytes_max: u64,
     /// A fresh random number: the log's segments are salted with it.
     pub salt_seed: u64,
 }
@@ -129,7 +137,13 @@ pub fn open(config: NodeConfig) -> Result<Opened, OpenError> {
     std::fs::create_dir_all(&path)
         .map_err(|source| OpenError::Io { what: format!("create {}", path.display()), source })?;
     let disk = FileDisk::open(&path).map_err(log_failed)?;
-    let wal_config = wal::Config { frame_bytes_max: 8 << 20, ..wal::Config::new(config.core.me.0, config.salt_seed) };
+    let wal_config = wal::Config {
+        segment_bytes: config.segment_bytes,
+        queue_bytes_max: config.log_queue_bytes_max,
+        // A record holds an entry, or a piece of several; other nodes may propose somewhat larger ones.
+        frame_bytes_max: (2 * config.entry_bytes_max).max(8 << 20).next_multiple_of(4096).min(config.segment_bytes / 2),
+        ..wal::Config::new(config.core.me.0, config.salt_seed)
+    };
     let (mut log, recovery) = Log::open(Box::new(disk), wal_config).map_err(log_failed)?;
     for corrupt in &recovery.corrupt_frames {
         tracing::error!(

@@ -23,8 +23,6 @@ use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::transport::Endpoint;
 use tonic::{Code, Request, Status};
 
-/// Bytes queued to one peer; beyond, messages are dropped (they are sent again).
-const QUEUE_BYTES_MAX: usize = 16 << 20;
 /// Bytes of one message of the stream.
 const BATCH_BYTES: usize = 1 << 20;
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
@@ -165,13 +163,14 @@ struct Queue {
 pub(super) struct Peer {
     node: NodeId,
     address: PeerAddress,
+    queue_bytes_max: usize,
     queue: Mutex<Queue>,
     filled: Notify,
 }
 
 impl Peer {
-    pub(super) fn new(node: NodeId, address: PeerAddress) -> Arc<Peer> {
-        Arc::new(Peer { node, address, queue: Mutex::default(), filled: Notify::new() })
+    pub(super) fn new(node: NodeId, address: PeerAddress, queue_bytes_max: usize) -> Arc<Peer> {
+        Arc::new(Peer { node, address, queue_bytes_max, queue: Mutex::default(), filled: Notify::new() })
     }
 
     /// Queues messages; what does not fit, or has no stream, is dropped.
@@ -182,7 +181,7 @@ impl Peer {
         }
         for message in messages {
             let bytes = codec::encode(&message);
-            if queue.bytes + bytes.len() > QUEUE_BYTES_MAX {
+            if queue.bytes + bytes.len() > self.queue_bytes_max {
                 tracing::debug!(node = %self.node, "the queue to a peer is full");
                 break;
             }

@@ -152,7 +152,9 @@ impl Node {
         let apply = ApplyThread::spawn(machines, mailbox.clone(), report).map_err(io("start the apply thread"))?;
         let me = config.core.me;
         let peers = config.peers.iter().filter(|(node, _)| **node != me);
-        let peers = peers.map(|(node, address)| (*node, Peer::new(*node, address.clone()))).collect();
+        let peers = peers
+            .map(|(node, address)| (*node, Peer::new(*node, address.clone(), config.peer_queue_bytes_max)))
+            .collect();
         let sinks = Arc::new(Sinks::default());
         let handle = NodeHandle {
             node: me,
