@@ -261,9 +261,8 @@ impl Script {
         let node = &self.nodes[&id];
         let acceptor = node.replica.acceptor();
         let (first, length) = acceptor.log().range();
-        let entries: Vec<String> = (first.0..=length.0)
-            .filter_map(|slot| acceptor.log().get(Slot(slot)).map(|entry| text_of(entry)))
-            .collect();
+        let entries: Vec<String> =
+            (first.0..=length.0).filter_map(|slot| acceptor.log().get(Slot(slot)).map(text_of)).collect();
         let leading = node.replica.leading().map_or("nothing".to_owned(), display::ballot);
         let lease = node.replica.leading().is_some_and(|ballot| {
             let until = node.beats.lease_until(self.now, GROUP, ballot, &self.replicas);
