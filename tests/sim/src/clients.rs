@@ -82,7 +82,10 @@ impl World {
 
     fn begin_call(&mut self, index: usize, operation: Option<Operation>, call: Call) {
         let (client, gateway) = (self.clients[index].id, self.clients[index].gateway);
-        self.trace.line(self.now, format_args!("client {} begins {operation:?}", client.0));
+        self.trace.line(
+            self.now,
+            format_args!("client {} begins {}", client.0, operation.as_ref().map_or("compaction".to_owned(), brief)),
+        );
         self.clients[index].pending = Some((self.now, operation));
         let token = self.events << 8 | (index as u64 & 0xff);
         let site = &mut self.gateways[gateway];
@@ -99,7 +102,7 @@ impl World {
         self.clients[index].written += 1;
         let number = self.clients[index].written;
         // Some are long, so that batches and frames differ in size.
-        let long = if self.choices.chance(100) { self.choices.skewed(0, 3_000) } else { 0 };
+        let long = if self.choices.chance(300) { self.choices.between(200, 3_000) } else { 0 };
         let padding = usize::try_from(long).unwrap_or_default();
         Value::new(format!("c{index}-{number}{}", ".".repeat(padding)))
     }
@@ -180,7 +183,7 @@ impl World {
 
     fn record(&mut self, index: usize, invoked: u64, operation: Operation, outcome: Outcome) {
         let client = self.clients[index].id;
-        self.trace.line(self.now, format_args!("client {} {outcome:?}", client.0));
+        self.trace.line(self.now, format_args!("client {} {}", client.0, brief_outcome(&outcome)));
         self.coverage.hit(match (&outcome, &operation) {
             (Outcome::Unknown, _) => "client.unknown",
             (Outcome::Refused, _) => "client.refused",
@@ -296,4 +299,32 @@ fn call_of(operation: &Operation) -> Call {
         }
     };
     Call::Op { op, serializable }
+}
+
+/// An operation without its values.
+fn brief(operation: &Operation) -> String {
+    match operation {
+        Operation::Put { key, value } => format!("put {key} of {} bytes", value.0.len()),
+        Operation::Txn { guards, puts } => {
+            let keys: Vec<&Key> = puts.iter().map(|(key, _)| key).collect();
+            format!("txn if {guards:?} put {keys:?}")
+        }
+        Operation::Delete { .. } | Operation::Get { .. } | Operation::Range { .. } => format!("{operation:?}"),
+    }
+}
+
+/// What came of it: of a read the revisions that it saw.
+fn brief_outcome(outcome: &Outcome) -> String {
+    let Outcome::Answered { header, answer, .. } = outcome else { return format!("{outcome:?}") };
+    match answer {
+        Answer::Read { kvs } | Answer::TxnRefused { kvs } => {
+            let revision = |state: &KeyState| state.seen.as_ref().map_or(0, |seen| seen.mod_revision.0);
+            let seen: Vec<String> = kvs.iter().map(|state| format!("{}@{}", state.key, revision(state))).collect();
+            format!("answered at {header}: {}", seen.join(" "))
+        }
+        Answer::Delete { previous } => {
+            format!("answered at {header}: deleted {:?}", previous.as_ref().map(|seen| seen.mod_revision))
+        }
+        Answer::Put | Answer::TxnDone => format!("answered at {header}: {answer:?}"),
+    }
 }

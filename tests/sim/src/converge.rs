@@ -71,7 +71,7 @@ impl World {
         for node in self.plan.nodes.clone() {
             self.set_budget(node, None);
             let Some(site) = self.sites.get_mut(&node) else { continue };
-            site.slow_until = 0;
+            (site.slow_until, site.doomed) = (0, None);
             site.disk.fail_syncs(0);
             site.paused_until = site.paused_until.min(self.now + 1);
             let delay = self.random.below(100_000);

@@ -43,7 +43,11 @@ impl World {
             Fault::OneWayCut => self.one_way_cut(node, short),
             Fault::Pause => self.pause(node, short),
             Fault::ProcessCrash => self.kill_process(node, short),
-            Fault::PowerCut => self.cut_power(node, short),
+            Fault::PowerCut => match self.sites.get_mut(&node).filter(|site| site.process.is_some()) {
+                // The worst moment is the middle of a group commit.
+                Some(site) if self.random.chance(500) => site.doomed = Some(short),
+                _ => self.cut_power(node, short),
+            },
             Fault::PowerCutEverywhere => {
                 for node in self.plan.nodes.clone() {
                     let down = short + self.random.below(1_000_000);
@@ -64,9 +68,10 @@ impl World {
             }
             Fault::DiskFull => {
                 let Some(site) = self.sites.get(&node) else { return };
-                let room = self.random.below(self.plan.segment_bytes);
+                let room = if self.random.chance(500) { 0 } else { self.random.below(2 * self.plan.segment_bytes) };
                 self.set_budget(node, Some(site.disk.used_bytes() + room));
-                self.schedule(short, Event::SpaceBack(node));
+                let full = self.random.between(1_000_000, 8_000_000);
+                self.schedule(full, Event::SpaceBack(node));
             }
             Fault::SyncError => {
                 if let Some(site) = self.sites.get(&node) {

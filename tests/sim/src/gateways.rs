@@ -5,6 +5,7 @@ use crate::mutant::Mutant;
 use crate::network::Endpoint;
 use crate::random::Random;
 use crate::world::{Event, World};
+use bytes::Bytes;
 use gateway::{Gateway, GatewayConfig, Input, Outputs};
 use paxos::{NodeId, Time};
 use shardkv::ops::OpResult;
@@ -206,7 +207,13 @@ fn brief(request: &Request) -> String {
     let group = request.group;
     match &request.body {
         RequestBody::Write { session, op, .. } => {
-            format!("{group} write {:x}/{} {op:?}", session.session >> 96, session.sequence)
+            format!(
+                "{group} write {:x}/{} puts {:?}, names {:?}",
+                session.session >> 96,
+                session.sequence,
+                puts_of(op),
+                keys_of(op)
+            )
         }
         RequestBody::Read { op, mode, .. } => format!("{group} read {mode:?} {:?}", keys_of(op)),
         other => format!("{group} {other:?}"),
@@ -219,8 +226,15 @@ fn brief_reply(body: &ReplyBody) -> String {
             format!("{revision}: {} pairs", range.kvs.len())
         }
         ReplyBody::Map(Some(map)) => format!("map version {}", map.version),
+        ReplyBody::Done { revision, .. } => format!("done at {revision}"),
         other => format!("{other:?}"),
     }
+}
+
+fn puts_of(op: &shardkv::ops::Op) -> Vec<&Bytes> {
+    let mut keys = Vec::new();
+    op.for_each_put(&mut |put| keys.push(&put.key));
+    keys
 }
 
 fn keys_of(op: &shardkv::ops::Op) -> Vec<&shardkv::types::Keys> {

@@ -172,7 +172,12 @@ impl World {
     }
 
     fn wal_commit(&mut self, node: NodeId) -> Result<(), String> {
+        let doomed = self.sites.get_mut(&node).and_then(|site| site.doomed.take());
         let Some(process) = self.process(node) else { return Ok(()) };
+        if let Some(down) = doomed.filter(|_| process.wal.commit.is_some()) {
+            self.cut_power(node, down);
+            return Ok(());
+        }
         process.wal.scheduled = false;
         if let Some(through) = process.wal.release.take() {
             let released = process.log.release(through);

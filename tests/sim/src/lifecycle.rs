@@ -32,6 +32,7 @@ impl Site {
             process: None,
             paused_until: 0,
             slow_until: 0,
+            doomed: None,
             rotten: false,
             retired: false,
         }
@@ -82,6 +83,7 @@ impl World {
         let wal = wal::Config {
             segment_bytes: self.plan.segment_bytes,
             frame_bytes_max: FRAME_BYTES_MAX,
+            spares_max: self.plan.spares_max,
             ..wal::Config::new(node.0, self.plan.seed ^ (site.life << 32))
         };
         let opened = Log::open(site.disk.handle(), wal);
@@ -180,9 +182,9 @@ impl World {
         let Some(site) = self.sites.get_mut(&node) else { return };
         let process = site.process.take();
         if let Some(mut process) = process {
-            let written = process.wal.commit.take().filter(|_| self.random.chance(700));
+            let written = process.wal.commit.take().filter(|_| self.random.chance(800));
             if let Some((_, records)) = written {
-                site.disk.cut_power_after(self.random.below(8));
+                site.disk.cut_power_after(self.random.below(4));
                 drop(process.log.append(&records));
             }
         }
@@ -197,6 +199,7 @@ impl World {
     fn after_death(&mut self, node: NodeId, down_micros: u64, why: &str) {
         let Some(site) = self.sites.get_mut(&node) else { return };
         site.life += 1;
+        site.doomed = None;
         site.paused_until = 0;
         let unflushed = site.store.unflushed();
         let kept = usize::try_from(self.random.below(unflushed as u64 + 1)).unwrap_or_default();

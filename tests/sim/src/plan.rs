@@ -102,6 +102,8 @@ pub struct Plan {
     pub limits: Limits,
     /// The log's segments.
     pub segment_bytes: u64,
+    /// How many recycled segments are kept.
+    pub spares_max: usize,
     /// A sync usually takes up to this.
     pub sync_micros_max: u64,
     /// Applying usually takes up to this.
@@ -190,6 +192,7 @@ impl Plan {
                 kept_bytes_max: 1 << random.between(8, 15),
                 ..Limits::default()
             },
+            spares_max: usize::try_from(random.below(3)).unwrap_or_default(),
             segment_bytes: (384 << 10) << random.below(3),
             sync_micros_max: random.skewed(200, 20_000),
             apply_micros_max: random.skewed(100, 20_000),

@@ -30,6 +30,8 @@ pub struct Site {
     pub paused_until: u64,
     /// The disk is slow until then.
     pub slow_until: u64,
+    /// The power goes in the middle of the next group commit, for so long.
+    pub doomed: Option<u64>,
     /// A bit has flipped here.
     pub rotten: bool,
     /// It cannot prove its promises and stays down: an operator would replace it.
