@@ -2,14 +2,16 @@
 //!
 //! - A write takes a revision above every header of a linearizable request that was answered
 //!   before it began, whatever the keys.
-//! - A linearizable request's header is at or above every write that was answered before it began.
+//! - A linearizable read's header is at or above every write on its keys that was answered before it
+//!   began. (A write on other keys, through another gateway, may lie in another group, whose number the
+//!   reading gateway need not have heard of.)
 //! - Within one client, headers of linearizable requests never go back. (Between clients they may:
 //!   a read can show a write that is not answered yet, and a later read of other keys through
 //!   another gateway need not know its revision. What it *shows* is judged by
 //!   [`crate::serializability`].)
 
 use crate::timeline::Timeline;
-use crate::{Answer, ClientId, Event, EventIndex, History, Operation, ReadMode, Revision, Time, Violation};
+use crate::{Answer, ClientId, Event, EventIndex, History, Key, Operation, ReadMode, Revision, Time, Violation};
 use std::collections::BTreeMap;
 
 /// What counts of an event here.
@@ -61,7 +63,7 @@ pub fn check(history: &History, timeline: &Timeline) -> Vec<Violation> {
     let mut violations = Vec::new();
     let mut answered = by_end.into_iter().peekable();
     let mut largest: Option<&Point> = None;
-    let mut largest_write: Option<&Point> = None;
+    let mut written: BTreeMap<&Key, &Point> = BTreeMap::new();
     let mut clients: BTreeMap<ClientId, &Point> = BTreeMap::new();
     for later in by_start {
         // Strictly earlier: what happens in one moment counts as concurrent.
@@ -70,17 +72,45 @@ pub fn check(history: &History, timeline: &Timeline) -> Vec<Violation> {
             if raise(&mut largest) {
                 largest = Some(p);
             }
-            if p.writes && raise(&mut largest_write) {
-                largest_write = Some(p);
+            for key in if p.writes { written_keys(&history.event(p.index).operation) } else { Vec::new() } {
+                let newest = written.entry(key).or_insert(p);
+                if p.header > newest.header {
+                    *newest = p;
+                }
             }
             let of_client = clients.entry(p.client).or_insert(p);
             if p.header > of_client.header {
                 *of_client = p;
             }
         }
-        violations.extend(judge(later, largest, largest_write, clients.get(&later.client).copied()));
+        let on_its_keys = newest_write(&written, &history.event(later.index).operation);
+        violations.extend(judge(later, largest, on_its_keys, clients.get(&later.client).copied()));
     }
     violations
+}
+
+/// The keys that an operation may change.
+fn written_keys(operation: &Operation) -> Vec<&Key> {
+    match operation {
+        Operation::Put { key, .. } | Operation::Delete { key } => vec![key],
+        Operation::Txn { puts, .. } => puts.iter().map(|(key, _)| key).collect(),
+        Operation::Get { .. } | Operation::Range { .. } => Vec::new(),
+    }
+}
+
+/// The newest of the answered writes on the keys that an operation reads.
+fn newest_write<'a>(written: &BTreeMap<&Key, &'a Point>, operation: &Operation) -> Option<&'a Point> {
+    let of = |key: &Key| written.get(key).copied();
+    match operation {
+        Operation::Put { key, .. } | Operation::Delete { key } | Operation::Get { key, .. } => of(key),
+        Operation::Range { start, end, .. } if start >= end => None,
+        Operation::Range { start, end, .. } => {
+            written.range::<&Key, _>(start..end).map(|(_, point)| *point).max_by_key(|point| point.header)
+        }
+        Operation::Txn { guards, .. } => {
+            guards.iter().filter_map(|guard| of(&guard.key)).max_by_key(|point| point.header)
+        }
+    }
 }
 
 fn judge(later: &Point, largest: Option<&Point>, write: Option<&Point>, own: Option<&Point>) -> Option<Violation> {
