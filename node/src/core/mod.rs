@@ -186,6 +186,8 @@ pub struct Outputs {
     pub log: Vec<(GroupId, Record)>,
     /// The number under which to append them; reported back by [`Input::Durable`].
     pub ticket: u64,
+    /// The log's part is what a reclaim rewrites: on a full disk it may use the reserve.
+    pub reclaim: bool,
     /// To other nodes, in order.
     pub send: Vec<(NodeId, NodeMessage)>,
     /// For the state machines, in order.
@@ -328,7 +330,12 @@ impl<S: Store> Core<S> {
             Input::Tick => self.tick(now),
             Input::Flushed(number) => self.flushed(now, number),
             Input::Snapshot(event) => self.snapshot_event(now, event),
-            Input::NoSpace(full) => self.no_space = full,
+            Input::NoSpace(full) => {
+                self.no_space = full;
+                if full {
+                    self.begin_reclaim();
+                }
+            }
         }
     }
 

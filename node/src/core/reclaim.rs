@@ -28,7 +28,15 @@ impl<S: Store> Core<S> {
         let first = reclaim.segment == 0;
         let moved = segment > reclaim.segment;
         reclaim.segment = reclaim.segment.max(segment);
-        if first || !moved || reclaim.flushing.is_some() || reclaim.rewritten.is_some() {
+        if !first && moved {
+            self.begin_reclaim();
+        }
+    }
+
+    /// Also when the log has no room: segments that are still full of applied entries make some.
+    pub(super) fn begin_reclaim(&mut self) {
+        let reclaim = &mut self.reclaim;
+        if reclaim.flushing.is_some() || reclaim.rewritten.is_some() {
             return;
         }
         reclaim.flushes += 1;
@@ -46,6 +54,7 @@ impl<S: Store> Core<S> {
             self.step(now, id, paxos::Input::Checkpoint(slot));
             self.step(now, id, paxos::Input::Trim { slot, keep_bytes: kept_bytes_max });
         }
+        self.out.reclaim = true;
         // The states go into this segment or a later one.
         self.reclaim.rewritten = Some((self.next_ticket, self.reclaim.segment.saturating_sub(1)));
     }

@@ -112,7 +112,7 @@ pub struct Node {
     wal: WalHandle,
     wal_progress: Arc<Mutex<WalProgress>>,
     /// Appends that the log's queue had no room for; bounded by the replicas' windows.
-    wal_backlog: VecDeque<(u64, Vec<Append>)>,
+    wal_backlog: VecDeque<(u64, bool, Vec<Append>)>,
     apply: ApplyThread,
     machines: mpsc::UnboundedReceiver<(GroupId, Machine<NodeStore>)>,
     peers: BTreeMap<NodeId, Arc<Peer>>,
@@ -250,7 +250,7 @@ impl Node {
                 payload: record.encode(),
                 twice: record.is_promise(),
             };
-            self.wal_backlog.push_back((out.ticket, out.log.into_iter().map(append).collect()));
+            self.wal_backlog.push_back((out.ticket, out.reclaim, out.log.into_iter().map(append).collect()));
             self.feed_wal();
         }
         let mut by_peer: BTreeMap<NodeId, Vec<crate::wire::NodeMessage>> = BTreeMap::new();
@@ -276,8 +276,12 @@ impl Node {
     }
 
     fn feed_wal(&mut self) {
-        while let Some((ticket, records)) = self.wal_backlog.front() {
-            if self.wal.append(*ticket, records.clone()).is_err() {
+        while let Some((ticket, reclaim, records)) = self.wal_backlog.front() {
+            let queued = match reclaim {
+                true => self.wal.append_reclaim(*ticket, records.clone()),
+                false => self.wal.append(*ticket, records.clone()),
+            };
+            if queued.is_err() {
                 return; // the next durable ticket makes room
             }
             self.wal_backlog.pop_front();
