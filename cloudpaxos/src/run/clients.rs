@@ -95,6 +95,7 @@ fn node_status(status: &CoreStatus, store_bytes: u64) -> NodeStatus {
     NodeStatus {
         db_size_bytes: store_bytes,
         db_size_in_use_bytes: store_bytes,
+        leader: master.map_or(0, |group| group.leader.node.0),
         decided_slot: master.map_or(0, |group| group.decided.0),
         applied_slot: master.map_or(0, |group| group.applied.0),
         errors,

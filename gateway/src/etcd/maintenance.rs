@@ -18,7 +18,12 @@ impl maintenance_server::Maintenance for Maintenance {
             header: Some(self.0.header_now()),
             version: API_VERSION.to_string(),
             db_size: translate::to_i64(node.db_size_bytes),
-            leader: gateway.shardmaster_leader.map_or(0, |leader| leader.0),
+            // A replica knows; the gateway by itself has only a guess, which may be old.
+            leader: if node.leader != 0 {
+                node.leader
+            } else {
+                gateway.shardmaster_leader.map_or(0, |leader| leader.0)
+            },
             raft_index: node.decided_slot,
             raft_term: self.0.info.raft_term,
             raft_applied_index: node.applied_slot,

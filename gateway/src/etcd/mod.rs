@@ -53,6 +53,8 @@ pub struct NodeStatus {
     pub db_size_in_use_bytes: u64,
     /// The last decided slot, of the shardmaster's log where there are many.
     pub decided_slot: u64,
+    /// The node that leads the shardmaster's group, as this node's replica knows; 0 if it has none.
+    pub leader: u64,
     /// The last applied slot of that log.
     pub applied_slot: u64,
     /// What is wrong, for an operator's eyes.
