@@ -72,6 +72,11 @@ pub(crate) enum PeerPhase {
 }
 
 impl Peer {
+    /// Whether it follows, and no message has told it that everything up to `decided` is decided.
+    pub(crate) fn is_untold(&self, decided: Slot) -> bool {
+        matches!(self.phase, PeerPhase::Replicating { .. }) && self.decided_sent < decided
+    }
+
     pub(crate) fn new(now: Time) -> Peer {
         Peer { phase: PeerPhase::Probing, matched: None, decided: Slot(0), decided_sent: Slot(0), moved_at: now }
     }

@@ -267,8 +267,8 @@ impl Replica {
         }
     }
 
-    /// Computes what a quorum has durably accepted; tells peers that have nothing else to hear.
-    pub(crate) fn advance(&mut self, _now: Time, out: &mut Outputs) {
+    /// Computes what a quorum has durably accepted.
+    pub(crate) fn advance(&mut self, out: &mut Outputs) {
         let quorum = quorum_of(self.config.replicas.len());
         let Role::Leading(leading) = &mut self.role else { return };
         let own = self.acceptor.vote(leading.ballot);
@@ -280,14 +280,21 @@ impl Replica {
         let reached = quorum_watermark(watermarks, quorum);
         leading.decided = leading.decided.max(reached);
         let (ballot, decided) = (leading.ballot, leading.decided);
+        out.untold = leading.peers.values().any(|peer| peer.is_untold(decided));
+        self.acceptor.announce(ballot, decided);
+    }
+
+    /// Tells those peers what is decided who have not heard it with an Accept meanwhile.
+    pub(crate) fn tell_decided(&mut self, out: &mut Outputs) {
+        let Role::Leading(leading) = &mut self.role else { return };
+        let (ballot, decided) = (leading.ballot, leading.decided);
         let mut tell = Vec::new();
         for (node, peer) in &mut leading.peers {
-            if matches!(peer.phase, PeerPhase::Replicating { .. }) && peer.decided_sent < decided {
+            if peer.is_untold(decided) {
                 peer.decided_sent = decided;
                 tell.push(*node);
             }
         }
-        self.acceptor.announce(ballot, decided);
         for node in tell {
             self.send_now(out, node, Message::Decide { ballot, decided, answer: false });
         }

@@ -48,6 +48,8 @@ pub enum Input {
         /// How much to keep all the same, in bytes.
         keep_bytes: usize,
     },
+    /// Tell the peers what is decided; see [`Outputs::untold`].
+    TellDecided,
     /// Ask a quorum whether this leader is still the highest; see [`Replica::confirm_round`].
     Confirm,
     /// Hand leadership over to another replica.
@@ -73,6 +75,9 @@ pub struct Outputs {
     pub snapshot_wanted: Vec<NodeId>,
     /// The host should ping at once: a new leader waits for its lease.
     pub ping: bool,
+    /// Some peer has not heard how far the log is decided. The next Accept tells it; if none comes
+    /// soon, [`Input::TellDecided`] does.
+    pub untold: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -170,6 +175,7 @@ impl Replica {
                 self.delivered = self.delivered.max(slot);
             }
             Input::Trim { slot, keep_bytes } => self.acceptor.trim(slot.min(self.delivered), keep_bytes),
+            Input::TellDecided => self.tell_decided(&mut out),
             Input::Confirm => self.confirm(now, &mut out),
             Input::HandOver(to) => self.hand_over(now, to, &mut out),
             Input::Checkpoint(flushed) => {
@@ -177,11 +183,11 @@ impl Replica {
             }
         }
         self.follow_ballots();
-        self.finish(now, out)
+        self.finish(out)
     }
 
     /// Numbers the records, notes what becomes true with them, and delivers what is decided.
-    fn finish(&mut self, now: Time, mut out: Outputs) -> Outputs {
+    fn finish(&mut self, mut out: Outputs) -> Outputs {
         self.tail += out.records.len() as u64;
         out.tail = self.tail;
         if !out.records.is_empty() {
@@ -192,7 +198,7 @@ impl Replica {
                 length: self.acceptor.log().length(),
             });
         }
-        self.advance(now, &mut out);
+        self.advance(&mut out);
         while self.delivered < self.acceptor.decided() {
             let slot = self.delivered.next();
             // Below the first kept slot a snapshot stands; the host installs it and says so.

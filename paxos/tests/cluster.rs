@@ -53,7 +53,9 @@ struct World {
     random: Random,
     now: Time,
     nodes: BTreeMap<NodeId, Node>,
-    net: Vec<(Time, NodeId, NodeId, Packet)>,
+    /// By arrival, then by the order of sending.
+    net: BTreeMap<(Time, u64), (NodeId, NodeId, Packet)>,
+    sent: u64,
     cut: Vec<(NodeId, NodeId)>,
     faults: bool,
     chosen: Vec<Bytes>,
@@ -71,7 +73,8 @@ impl World {
             random: Random(seed),
             now: Time(1_000_000),
             nodes: BTreeMap::new(),
-            net: Vec::new(),
+            net: BTreeMap::new(),
+            sent: 0,
             cut: Vec::new(),
             faults: true,
             chosen: Vec::new(),
@@ -109,6 +112,11 @@ impl World {
                 self.chosen.push(entry);
             }
         }
+        if out.untold && self.random.chance(20) {
+            // The host does this when no Accept follows soon.
+            self.step(id, Input::TellDecided);
+        }
+        let node = self.nodes.get_mut(&id).unwrap();
         let pings = if out.ping { node.beats.ping(now, None) } else { Vec::new() };
         for envelope in out.send_now {
             self.send(id, envelope.to, Packet::Group(envelope.message));
@@ -145,7 +153,8 @@ impl World {
             } else {
                 200 + self.random.below(2_000)
             };
-            self.net.push((self.now.plus(delay), from, to, packet.clone()));
+            self.sent += 1;
+            self.net.insert((self.now.plus(delay), self.sent), (from, to, packet.clone()));
         }
     }
 
@@ -177,9 +186,8 @@ impl World {
     }
 
     fn deliver(&mut self) {
-        self.net.sort_by_key(|(at, ..)| std::cmp::Reverse(*at));
-        while self.net.last().is_some_and(|(at, ..)| *at <= self.now) {
-            let (_, from, to, packet) = self.net.pop().unwrap();
+        while let Some(first) = self.net.first_entry().filter(|first| first.key().0 <= self.now) {
+            let (from, to, packet) = first.remove();
             if self.nodes[&to].down_until > self.now {
                 continue;
             }
@@ -272,7 +280,17 @@ impl World {
         self.nodes.values_mut().for_each(|node| node.down_until = now);
         self.settle(2_000_000);
         for (id, node) in &self.nodes {
-            assert_eq!(node.applied.len(), self.chosen.len(), "{id} did not catch up");
+            let acceptor = node.replica.acceptor();
+            let (range, decided) = (acceptor.log().range(), acceptor.decided());
+            let leader = node.replica.leader();
+            assert_eq!(
+                node.applied.len(),
+                self.chosen.len(),
+                "{id} did not catch up: log {range:?} accepted {} promised {} decided {decided}, follows {leader}; leader {:?}",
+                acceptor.accepted(),
+                acceptor.promised(),
+                self.nodes[&leader.node].replica.matched()
+            );
         }
     }
 

@@ -104,6 +104,7 @@ impl Script {
             "installed" => self.step(words.node(1), Input::Installed(words.slot("slot"))),
             "trim" => self.step(words.node(1), Input::Trim { slot: words.slot("slot"), keep_bytes: 0 }),
             "checkpoint" => self.step(words.node(1), Input::Checkpoint(words.slot("slot"))),
+            "tell" => self.step(words.node(1), Input::TellDecided),
             "confirm" => self.step(words.node(1), Input::Confirm),
             "hand-over" => self.step(words.node(1), Input::HandOver(words.node(2))),
             "state" => self.state(words.node(1)),

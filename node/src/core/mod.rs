@@ -36,6 +36,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use transfer::Transfers;
 
+/// Followers learn what is decided with the next Accept, or after this.
+const TELL_DELAY_MICROS: u64 = 3_000;
+
 /// How a leader makes sure that it still leads before it answers a read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ReadMode {
@@ -177,6 +180,8 @@ pub struct ApplyJob {
     pub group: GroupId,
     /// Consecutive entries.
     pub entries: Vec<(Slot, Bytes)>,
+    /// Somebody waits for the outcomes (this node leads); else the report may wait for the next turn.
+    pub urgent: bool,
 }
 
 /// What a turn wants done.
@@ -248,6 +253,8 @@ pub struct Core<S: Store> {
     /// When the oldest of them was emitted; a disk that stalls gives up leadership.
     dirty_since: VecDeque<(u64, Time)>,
     no_space: bool,
+    /// Groups led here whose peers have not heard what is decided, and when they shall be told.
+    untold: BTreeMap<GroupId, Time>,
     transfers: Transfers,
     reclaim: reclaim::Reclaim,
     out: Outputs,
@@ -285,6 +292,7 @@ impl<S: Store> Core<S> {
             dirty: VecDeque::new(),
             dirty_since: VecDeque::new(),
             no_space: false,
+            untold: BTreeMap::new(),
             transfers: Transfers::default(),
             reclaim: reclaim::Reclaim::default(),
             out: Outputs::default(),
@@ -344,6 +352,7 @@ impl<S: Store> Core<S> {
         while let Some(group) = self.busy.pop_first() {
             self.stamp(now, group);
         }
+        self.tell_decided(now);
         let mut out = std::mem::take(&mut self.out);
         if !out.log.is_empty() {
             out.ticket = self.next_ticket;
@@ -351,6 +360,21 @@ impl<S: Store> Core<S> {
             self.next_ticket += 1;
         }
         out
+    }
+
+    /// When the next turn is due at the latest, beside the ticks.
+    pub fn wake_at(&self) -> Option<Time> {
+        self.untold.values().min().copied()
+    }
+
+    /// What is decided travels with the next Accept, and alone only if none comes soon: in a busy
+    /// group that halves what followers are woken for.
+    fn tell_decided(&mut self, now: Time) {
+        let due: Vec<GroupId> = self.untold.iter().filter(|(_, at)| **at <= now).map(|(id, _)| *id).collect();
+        for id in due {
+            self.untold.remove(&id);
+            self.step(now, id, paxos::Input::TellDecided);
+        }
     }
 
     fn message(&mut self, now: Time, from: NodeId, message: NodeMessage) {
@@ -426,10 +450,15 @@ impl<S: Store> Core<S> {
         }
         if !out.decided.is_empty() {
             group.applying_bytes += out.decided.iter().map(|(_, entry)| entry.len()).sum::<usize>();
-            self.out.apply.push(ApplyJob { group: id, entries: out.decided });
+            self.out.apply.push(ApplyJob { group: id, entries: out.decided, urgent: group.lead.is_some() });
         }
         for peer in out.snapshot_wanted {
             self.start_transfer(now, id, peer);
+        }
+        if out.untold {
+            self.untold.entry(id).or_insert(now.plus(TELL_DELAY_MICROS));
+        } else {
+            self.untold.remove(&id);
         }
         if out.ping {
             self.ping(now);

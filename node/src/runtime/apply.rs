@@ -101,10 +101,13 @@ fn perform<S: Store>(
             Job::Apply(mut job) => {
                 while let Some(Job::Apply(next)) = jobs.front_mut().filter(|next| same_group(next, job.group)) {
                     job.entries.append(&mut next.entries);
+                    job.urgent |= next.urgent;
                     jobs.pop_front();
                 }
+                let urgent = job.urgent;
                 if let Some(applied) = machines.apply(job)? {
-                    mailbox.push(Input::Applied(applied));
+                    let report = Input::Applied(applied);
+                    if urgent { mailbox.push(report) } else { mailbox.push_quietly(report) }
                 }
             }
             Job::Snapshot(job) => {

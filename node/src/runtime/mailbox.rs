@@ -25,26 +25,24 @@ impl Mailbox {
 
     /// Brings an input of this node's own threads.
     pub fn push(&self, input: Input) {
-        let mut inputs = self.lock();
-        inputs.push(input);
-        if inputs.len() == 1 {
-            drop(inputs);
-            self.notify.notify_one();
-        }
+        self.lock().push(input);
+        self.notify.notify_one();
+    }
+
+    /// Brings an input that nobody waits for: the next turn, at the latest the next tick, takes it.
+    pub fn push_quietly(&self, input: Input) {
+        self.lock().push(input);
     }
 
     /// Brings inputs from outside; those beyond the bound come back.
     pub fn push_outside(&self, more: impl IntoIterator<Item = Input>) -> Vec<Input> {
         let mut inputs = self.lock();
-        let was_empty = inputs.is_empty();
         let mut refused = Vec::new();
         for input in more {
             if inputs.len() < self.outside_max { inputs.push(input) } else { refused.push(input) }
         }
-        if was_empty && !inputs.is_empty() {
-            drop(inputs);
-            self.notify.notify_one();
-        }
+        drop(inputs);
+        self.notify.notify_one();
         refused
     }
 

@@ -8,7 +8,7 @@ use super::peers::{self, KnownPeers, Peer};
 use super::replies::{ReplySink, Sinks};
 use super::service::{DataService, PeerPort, PeerService, overloaded};
 use crate::core::{Core, CoreStatus, Input, Machine, Outputs};
-use paxos::{GroupId, NodeId};
+use paxos::{GroupId, NodeId, Time};
 use shardkv::request::Request;
 use shardkv::store::Store;
 use std::collections::{BTreeMap, VecDeque};
@@ -114,7 +114,8 @@ pub struct Node {
     /// Appends that the log's queue had no room for; bounded by the replicas' windows.
     wal_backlog: VecDeque<(u64, bool, Vec<Append>)>,
     apply: ApplyThread,
-    machines: mpsc::UnboundedReceiver<(GroupId, Machine<NodeStore>)>,
+    /// States that images have replaced since the last turn: at most one per group.
+    machines: Arc<Mutex<BTreeMap<GroupId, Machine<NodeStore>>>>,
     peers: BTreeMap<NodeId, Arc<Peer>>,
     known: Arc<KnownPeers>,
     store: Arc<NodeStore>,
@@ -142,11 +143,13 @@ impl Node {
             Some(Machine::Master(_)) | None => None,
         });
         let collector = collect::spawn(readers.collect()).map_err(io("start the collector's thread"))?;
-        // One message per installed image.
-        let (machine_sender, machine_receiver) = mpsc::unbounded_channel();
+        let replaced: Arc<Mutex<BTreeMap<GroupId, Machine<NodeStore>>>> = Arc::default();
+        let replacing = replaced.clone();
         let failed = control_sender.clone();
         let report = move |report: Report<NodeStore>| match report {
-            Report::Machine(group, machine) => drop(machine_sender.send((group, machine))),
+            Report::Machine(group, machine) => {
+                replacing.lock().unwrap_or_else(PoisonError::into_inner).insert(group, machine);
+            }
             Report::Failed(error) => drop(failed.try_send(Control::Stop(Stop::Failed(error.to_string())))),
         };
         let apply = ApplyThread::spawn(machines, mailbox.clone(), report).map_err(io("start the apply thread"))?;
@@ -172,7 +175,7 @@ impl Node {
             wal_progress,
             wal_backlog: VecDeque::new(),
             apply,
-            machines: machine_receiver,
+            machines: replaced,
             peers,
             known,
             store,
@@ -196,8 +199,10 @@ impl Node {
         let mut ticks = tokio::time::interval(self.tick);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
+            let wake_at = self.core.wake_at();
             tokio::select! {
                 () = self.mailbox.filled() => {}
+                () = sleep_until(wake_at), if wake_at.is_some() => {}
                 _ = ticks.tick() => self.mailbox.push(Input::Tick),
                 control = self.control.recv() => match control {
                     Some(Control::Status(answer)) => {
@@ -227,7 +232,8 @@ impl Node {
         if let Some((ticket, segment)) = progress.durable {
             self.core.input(now, Input::Durable { ticket, segment });
         }
-        while let Ok((group, machine)) = self.machines.try_recv() {
+        let replaced = std::mem::take(&mut *self.machines.lock().unwrap_or_else(PoisonError::into_inner));
+        for (group, machine) in replaced {
             self.core.replace_machine(group, machine);
         }
         for input in self.mailbox.drain() {
@@ -299,6 +305,12 @@ impl Node {
             drop(self.control_sender.try_send(Control::Stop(Stop::Failed(format!("cannot start a thread: {error}")))));
         }
     }
+}
+
+/// Sleeps until a time of the core's clock.
+async fn sleep_until(time: Option<Time>) {
+    let micros = time.map_or(0, |time| time.since(super::now()));
+    tokio::time::sleep(Duration::from_micros(micros)).await;
 }
 
 /// What the log's thread calls.
