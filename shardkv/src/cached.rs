@@ -137,25 +137,24 @@ impl<S: View> View for CachedStore<S> {
 }
 
 impl<S: Store> Store for CachedStore<S> {
-    fn write(&self, batch: WriteBatch) -> Result<(), StoreError> {
-        let changes: Vec<Change> = batch.changes().to_vec();
+    fn write(&self, batch: &WriteBatch) -> Result<(), StoreError> {
         self.store.write(batch)?;
-        for change in changes {
+        for change in batch.changes() {
             match change {
                 Change::Put(key, value) => {
-                    let mut part = self.part(&key);
+                    let mut part = self.part(key);
                     part.writes += 1;
                     // Most rows of a batch are never looked up again (history, index, outcomes); only
                     // those that somebody has looked up before stay.
-                    if part.rows.contains_key(&key) {
-                        part.put(&key, Some(value));
+                    if part.rows.contains_key(key) {
+                        part.put(key, Some(value.clone()));
                     }
                 }
                 Change::Delete(key) => {
-                    let mut part = self.part(&key);
+                    let mut part = self.part(key);
                     part.writes += 1;
-                    if part.rows.contains_key(&key) {
-                        part.put(&key, None);
+                    if part.rows.contains_key(key) {
+                        part.put(key, None);
                     }
                 }
                 Change::DeleteRange(_) => self.clear(),
@@ -182,7 +181,7 @@ mod tests {
     fn put(store: &impl Store, key: &str, value: &str) {
         let mut batch = WriteBatch::default();
         batch.put(key.as_bytes().to_vec(), Bytes::copy_from_slice(value.as_bytes()));
-        store.write(batch).expect("the memory store takes it");
+        store.write(&batch).expect("the memory store takes it");
     }
 
     fn get(store: &impl View, key: &str) -> Option<String> {
@@ -200,12 +199,12 @@ mod tests {
         assert_eq!(get(&store, "a").as_deref(), Some("2"));
         let mut batch = WriteBatch::default();
         batch.delete(b"a".to_vec());
-        store.write(batch).expect("the memory store takes it");
+        store.write(&batch).expect("the memory store takes it");
         assert_eq!(get(&store, "a"), None);
         put(&store, "a", "3");
         let mut batch = WriteBatch::default();
         batch.delete_range(RowRange { start: b"a".to_vec(), end: b"b".to_vec() });
-        store.write(batch).expect("the memory store takes it");
+        store.write(&batch).expect("the memory store takes it");
         assert_eq!(get(&store, "a"), None);
     }
 

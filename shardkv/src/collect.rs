@@ -107,6 +107,6 @@ impl<S: Store> Reader<S> {
                 batch.delete(key);
             }
         }
-        self.shared.store.write(batch)
+        self.shared.store.write(&batch)
     }
 }

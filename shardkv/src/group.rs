@@ -135,7 +135,7 @@ impl<S: Store> StateMachine for DataGroup<S> {
         self.stale = true;
         let call = Call::new(&self.shared, &mut self.state, next);
         let (outcomes, batch) = call.run(entries)?;
-        self.shared.store.write(batch)?;
+        self.shared.store.write(&batch)?;
         self.stale = false;
         drop(writing);
         self.shared.publish(&self.state);

@@ -223,7 +223,7 @@ impl<S: Store> Sink<S> {
         for (rest, row) in rows {
             batch.put(ours.raw(kind, &rest), row);
         }
-        self.shared.store.write(batch)
+        self.shared.store.write(&batch)
     }
 }
 
@@ -298,7 +298,7 @@ pub(crate) fn finish<S: Store>(
     {
         let _writing = shared.writing();
         group.stale = true;
-        shared.store.write(batch)?;
+        shared.store.write(&batch)?;
         shared.store.flush()?;
     }
     group.reload()?;

@@ -99,10 +99,10 @@ impl View for MemoryStore {
 }
 
 impl Store for MemoryStore {
-    fn write(&self, batch: WriteBatch) -> Result<(), StoreError> {
+    fn write(&self, batch: &WriteBatch) -> Result<(), StoreError> {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        apply(Arc::make_mut(&mut state.now), &batch);
-        state.unflushed.push(batch);
+        apply(Arc::make_mut(&mut state.now), batch);
+        state.unflushed.push(batch.clone());
         Ok(())
     }
 

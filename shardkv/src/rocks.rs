@@ -149,7 +149,7 @@ impl View for RocksStore {
 }
 
 impl Store for RocksStore {
-    fn write(&self, batch: WriteBatch) -> Result<(), StoreError> {
+    fn write(&self, batch: &WriteBatch) -> Result<(), StoreError> {
         let mut out = rocksdb::WriteBatch::default();
         for change in batch.changes() {
             match change {
@@ -170,6 +170,6 @@ impl Store for RocksStore {
         self.db.delete_file_in_range(&rows.start, &rows.end).map_err(failed("delete files"))?;
         let mut batch = WriteBatch::default();
         batch.delete_range(rows.clone());
-        self.write(batch)
+        self.write(&batch)
     }
 }

@@ -47,7 +47,7 @@ impl<S: Store> GroupMeta<S> {
                 None => batch.delete(key),
             }
         }
-        self.store.write(batch)
+        self.store.write(&batch)
     }
 
     /// Replaces all rows by `rows`, atomically and durably (for installing a snapshot).
@@ -57,7 +57,7 @@ impl<S: Store> GroupMeta<S> {
         for (name, value) in rows {
             batch.put(self.keys.named(&name), value);
         }
-        self.store.write(batch)?;
+        self.store.write(&batch)?;
         self.store.flush()
     }
 
@@ -73,7 +73,7 @@ pub fn delete_group<S: Store>(store: &S, group: GroupId) -> Result<(), StoreErro
     let rows = GroupKeys::new(group).all();
     let mut batch = WriteBatch::default();
     batch.delete_range(rows.clone());
-    store.write(batch)?;
+    store.write(&batch)?;
     store.flush()?;
     store.reclaim(&rows)
 }

@@ -97,7 +97,7 @@ pub trait View {
 /// state.
 pub trait Store: View + Send + Sync + 'static {
     /// Applies a batch atomically: a reader, and the store after a crash, see all of it or nothing.
-    fn write(&self, batch: WriteBatch) -> Result<(), StoreError>;
+    fn write(&self, batch: &WriteBatch) -> Result<(), StoreError>;
 
     /// Makes everything written so far durable.
     fn flush(&self) -> Result<(), StoreError>;

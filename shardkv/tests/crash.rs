@@ -46,7 +46,7 @@ impl View for Failing {
 }
 
 impl Store for Failing {
-    fn write(&self, batch: WriteBatch) -> Result<(), StoreError> {
+    fn write(&self, batch: &WriteBatch) -> Result<(), StoreError> {
         self.spend()?;
         self.inner.write(batch)
     }

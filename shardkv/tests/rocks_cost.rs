@@ -80,7 +80,7 @@ fn yardstick() {
         for n in 0..KEYS / BATCH {
             let mut batch = WriteBatch::default();
             (0..BATCH).for_each(|i| batch.put(key(scatter(round * KEYS + n * BATCH + i)).to_vec(), value.clone()));
-            store.write(batch).unwrap();
+            store.write(&batch).unwrap();
         }
         let write = (cpu().0 - thread) / KEYS as f64;
         let (thread, _) = cpu();

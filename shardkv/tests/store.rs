@@ -34,7 +34,7 @@ fn put(batch: &mut WriteBatch, key: &str, value: &'static str) {
 fn store_suite(store: &impl Store) {
     let range = |start: &str, end: &str| RowRange { start: start.into(), end: end.into() };
     assert_eq!(store.get(b"a").unwrap(), None);
-    store.write(batch(|b| ["a", "b", "c", "d", "e"].iter().for_each(|key| put(b, key, "1")))).unwrap();
+    store.write(&batch(|b| ["a", "b", "c", "d", "e"].iter().for_each(|key| put(b, key, "1")))).unwrap();
     assert_eq!(keys(store, "a", "z"), "abc", "a scan that breaks off");
     assert_eq!(keys(store, "b", "d"), "bc", "the end is outside");
     assert_eq!(keys(store, "d", "b") + &keys(store, "b", "b"), "", "inverted and empty ranges hold nothing");
@@ -42,7 +42,7 @@ fn store_suite(store: &impl Store) {
     assert_eq!(store.first(&range("x", "z")).unwrap(), None);
     // Changes of one batch apply in order.
     store
-        .write(batch(|b| {
+        .write(&batch(|b| {
             put(b, "b", "2");
             b.delete_range(range("b", "d"));
             put(b, "c", "3");
@@ -56,12 +56,12 @@ fn store_suite(store: &impl Store) {
     let mut seen = 0;
     let visit = &mut |_: &[u8], _: &[u8]| {
         seen += 1;
-        store.write(batch(|b| b.delete_range(range("a", "z"))))?;
+        store.write(&batch(|b| b.delete_range(range("a", "z"))))?;
         Ok(ControlFlow::Continue(()))
     };
     store.scan(&range("a", "z"), visit).unwrap();
     assert_eq!((seen, keys(store, "a", "z")), (3, String::new()));
-    store.write(batch(|b| ["f", "g", "h"].iter().for_each(|key| put(b, key, "1")))).unwrap();
+    store.write(&batch(|b| ["f", "g", "h"].iter().for_each(|key| put(b, key, "1")))).unwrap();
     store.flush().unwrap();
     store.reclaim(&range("f", "h")).unwrap();
     assert_eq!(keys(store, "a", "z"), "h");
@@ -71,8 +71,8 @@ fn store_suite(store: &impl Store) {
 fn memory() {
     let store = shardkv::MemoryStore::new();
     store_suite(&store);
-    store.write(batch(|b| put(b, "i", "1"))).unwrap();
-    store.write(batch(|b| put(b, "j", "1"))).unwrap();
+    store.write(&batch(|b| put(b, "i", "1"))).unwrap();
+    store.write(&batch(|b| put(b, "j", "1"))).unwrap();
     store.crash_keeping(1);
     assert_eq!(keys(&store, "a", "z"), "hi", "a crash keeps a prefix of the batches");
 }
@@ -86,7 +86,7 @@ fn rocks() {
     store_suite(&store);
     let again = shardkv::RocksStore::open(directory.path(), shardkv::RocksOptions::default());
     assert!(matches!(again, Err(shardkv::StoreError::Backend { .. })), "a directory is open once only");
-    store.write(batch(|b| put(b, "i", "1"))).unwrap();
+    store.write(&batch(|b| put(b, "i", "1"))).unwrap();
     store.flush().unwrap();
     assert!(store.size_bytes().unwrap() > 0);
     drop(store);
