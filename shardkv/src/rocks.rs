@@ -5,7 +5,10 @@
 //! leaves is a prefix of the batches, as [`crate::store`] demands.
 //!
 //! Tuning, each for a measured reason:
-//! - Small memtables: a random insert into 4 MiB costs half of one into 256 MiB.
+//! - Small memtables: a random insert into 4 MiB costs half of one into 256 MiB. Four are flushed
+//!   as one file and eight such files are compacted at once, so that small memtables do not cost
+//!   many small files: against 8 MiB, flushed alone and compacted by four, a put at saturation took
+//!   12 % less CPU.
 //! - Only one thread writes, so inserts need not be safe against one another.
 //! - Bloom filters, also for memtables: most lookups are for keys that are not there (every new key
 //!   asks for its version before), and the rest should touch one file.
@@ -23,13 +26,20 @@ use std::path::Path;
 /// Uncompressed bytes of one block of a file.
 const BLOCK_BYTES: usize = 8 << 10;
 
+/// Full memtables that are flushed as one file.
+const MEMTABLES_MERGED: i32 = 4;
+/// Memtables in all; beyond, writes wait for a flush.
+const MEMTABLES_MAX: i32 = 12;
+/// Files of level 0 that start a compaction.
+const LEVEL_0_FILES: i32 = 8;
+
 /// What an operator may tune.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RocksOptions {
     /// Memory for blocks of files. Indexes and filters of open files come on top, about 2 bytes per
     /// row.
     pub block_cache_bytes: usize,
-    /// Size of one memtable; up to four exist while flushing lags.
+    /// Size of one memtable. Four are flushed together, and up to twelve exist while that lags.
     pub memtable_bytes: usize,
     /// Threads for flushes and compactions.
     pub background_threads: u16,
@@ -42,7 +52,7 @@ impl Default for RocksOptions {
         const MIB: usize = 1 << 20;
         RocksOptions {
             block_cache_bytes: 256 * MIB,
-            memtable_bytes: 8 * MIB,
+            memtable_bytes: 4 * MIB,
             background_threads: 2,
             open_files_max: 1024,
         }
@@ -90,7 +100,9 @@ fn database_options(tuned: RocksOptions, env: &Env) -> Options {
     options.set_max_background_jobs(i32::from(tuned.background_threads.max(2)));
     options.set_max_open_files(i32::from(tuned.open_files_max));
     options.set_write_buffer_size(tuned.memtable_bytes);
-    options.set_max_write_buffer_number(4);
+    options.set_max_write_buffer_number(MEMTABLES_MAX);
+    options.set_min_write_buffer_number_to_merge(MEMTABLES_MERGED);
+    options.set_level_zero_file_num_compaction_trigger(LEVEL_0_FILES);
     options.set_target_file_size_base(32 << 20);
     options.set_max_bytes_for_level_base(128 << 20);
     options.set_level_compaction_dynamic_level_bytes(true);
