@@ -180,7 +180,8 @@ pub struct ApplyJob {
     pub group: GroupId,
     /// Consecutive entries.
     pub entries: Vec<(Slot, Bytes)>,
-    /// Somebody waits for the outcomes (this node leads); else the report may wait for the next turn.
+    /// Somebody waits for the outcomes (this node leads); else they may wait for others, for a few
+    /// milliseconds, and the report for the next turn.
     pub urgent: bool,
 }
 

@@ -8,6 +8,14 @@ use shardkv::store::{Store, StoreError};
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// How long entries that nobody waits for (a follower's) may lie, so that several share one batch.
+/// A serializable read elsewhere is that much staler; a new leader has that much more to apply.
+const LAZY_MAX: Duration = Duration::from_millis(5);
+/// Jobs, and bytes of entries, that are taken at once whoever waits.
+const LAZY_JOBS: usize = 64;
+const LAZY_BYTES: usize = 1 << 20;
 
 /// Work for the thread, in order.
 pub enum Job {
@@ -29,7 +37,28 @@ pub enum Report<S: Store> {
 #[derive(Default)]
 struct Queue {
     jobs: VecDeque<Job>,
+    /// Bytes of the entries in `jobs`.
+    bytes: usize,
+    /// Somebody waits for one of them.
+    urgent: bool,
     closed: bool,
+}
+
+impl Queue {
+    fn push(&mut self, job: Job) {
+        match &job {
+            Job::Apply(job) => {
+                self.bytes += job.entries.iter().map(|(_, entry)| entry.len()).sum::<usize>();
+                self.urgent |= job.urgent;
+            }
+            Job::Snapshot(_) => self.urgent = true,
+        }
+        self.jobs.push_back(job);
+    }
+
+    fn is_due(&self) -> bool {
+        self.urgent || self.closed || self.jobs.len() >= LAZY_JOBS || self.bytes >= LAZY_BYTES
+    }
 }
 
 /// The way to the apply thread.
@@ -61,9 +90,10 @@ impl ApplyThread {
     /// Queues work.
     pub fn push(&self, jobs: impl IntoIterator<Item = Job>) {
         let mut queue = self.shared.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = queue.jobs.len();
-        queue.jobs.extend(jobs);
-        if queue.jobs.len() > before {
+        let (was_empty, was_due) = (queue.jobs.is_empty(), queue.is_due());
+        jobs.into_iter().for_each(|job| queue.push(job));
+        // The first job starts the thread's clock; what follows wakes it only if it is due.
+        if (was_empty && !queue.jobs.is_empty()) || (!was_due && queue.is_due()) {
             self.shared.1.notify_one();
         }
     }
@@ -80,13 +110,25 @@ impl Drop for ApplyThread {
     }
 }
 
-/// Everything queued; waits for the first. `None` when the node stops.
+/// Everything queued, once it is due. `None` when the node stops.
 fn next_jobs(shared: &(Mutex<Queue>, Condvar)) -> Option<VecDeque<Job>> {
     let mut queue = shared.0.lock().unwrap_or_else(PoisonError::into_inner);
     while queue.jobs.is_empty() && !queue.closed {
         queue = shared.1.wait(queue).unwrap_or_else(PoisonError::into_inner);
     }
-    (!queue.closed).then(|| std::mem::take(&mut queue.jobs))
+    let due_at = Instant::now() + LAZY_MAX;
+    while !queue.is_due() {
+        let left = due_at.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            break;
+        }
+        queue = shared.1.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
+    }
+    if queue.closed {
+        return None;
+    }
+    (queue.bytes, queue.urgent) = (0, false);
+    Some(std::mem::take(&mut queue.jobs))
 }
 
 /// Applies what is queued; neighbouring entries of one group in one batch.
