@@ -47,6 +47,13 @@ pub struct RocksOptions {
     pub open_files_max: u16,
 }
 
+impl RocksOptions {
+    /// Bytes that one flush writes, about.
+    pub fn flush_bytes(&self) -> u64 {
+        self.memtable_bytes as u64 * u64::from(MEMTABLES_MERGED.unsigned_abs())
+    }
+}
+
 impl Default for RocksOptions {
     fn default() -> RocksOptions {
         const MIB: usize = 1 << 20;
@@ -66,7 +73,14 @@ pub struct RocksStore {
 }
 
 fn failed(action: &'static str) -> impl Fn(rocksdb::Error) -> StoreError {
-    move |error| StoreError::Backend { action, detail: error.into_string() }
+    move |error| {
+        let detail = error.into_string();
+        // The binding hands out a status' main code only; the text is what RocksDB makes of ENOSPC.
+        match detail.starts_with("IO error: No space left on device") {
+            true => StoreError::NoSpace { action, detail },
+            false => StoreError::Backend { action, detail },
+        }
+    }
 }
 
 impl RocksStore {
@@ -81,6 +95,13 @@ impl RocksStore {
         let mut unlogged = WriteOptions::default();
         unlogged.disable_wal(true);
         Ok(RocksStore { db, unlogged })
+    }
+
+    /// Stops compactions, which need room before they free some, or lets them go on. Those that run
+    /// are not interrupted.
+    pub fn pause_compactions(&self, pause: bool) -> Result<(), StoreError> {
+        let setting = [("disable_auto_compactions", if pause { "true" } else { "false" })];
+        self.db.set_options(&setting).map_err(failed("change its compactions"))
     }
 
     /// Bytes of live files and memtables, about.

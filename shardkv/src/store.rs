@@ -23,6 +23,14 @@ pub enum StoreError {
         /// The backend's own words.
         detail: String,
     },
+    /// The disk is full.
+    #[error("storage failed to {action}: no room: {detail}; free space on its disk")]
+    NoSpace {
+        /// What was tried.
+        action: &'static str,
+        /// The backend's own words.
+        detail: String,
+    },
     /// A stored row does not decode: bit rot, or a bug. The replica needs a new image.
     #[error("stored {what} is corrupt ({detail}); rebuild this replica from its group")]
     Corrupt {
@@ -142,6 +150,15 @@ impl WriteBatch {
     /// The changes in order.
     pub fn changes(&self) -> &[Change] {
         &self.changes
+    }
+    /// Bytes of its keys and values.
+    pub fn bytes(&self) -> usize {
+        let bytes = |change: &Change| match change {
+            Change::Put(key, row) => key.len() + row.len(),
+            Change::Delete(key) => key.len(),
+            Change::DeleteRange(rows) => rows.start.len() + rows.end.len(),
+        };
+        self.changes.iter().map(bytes).sum()
     }
     /// Whether it changes nothing.
     pub fn is_empty(&self) -> bool {

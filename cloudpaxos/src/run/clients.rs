@@ -90,7 +90,7 @@ fn node_status(status: &CoreStatus, store_bytes: u64) -> NodeStatus {
     let mut errors: Vec<String> =
         unreachable.map(|(node, _): &(NodeId, bool)| format!("{node} is unreachable")).collect();
     if status.no_space {
-        errors.push("the log has no room: free space on the data directory's disk".into());
+        errors.push("writes are refused: free space on the data directory's disk".into());
     }
     NodeStatus {
         db_size_bytes: store_bytes,

@@ -22,6 +22,7 @@ pub use transfer::{PIECE_BYTES as TRANSFER_PIECE_BYTES, SnapshotEvent, SnapshotJ
 use crate::wire::NodeMessage;
 use bytes::Bytes;
 use lead::Lead;
+use paxos::election::Status;
 use paxos::heartbeat::{Heartbeats, Timing};
 use paxos::{Envelope, GroupId, NodeId, Record, Recovered, Replica, ReplicaConfig, Slot, Time, Wire};
 use sequencing::SequencerTerm;
@@ -309,7 +310,7 @@ impl<S: Store> Core<S> {
         let Hosted { group, replicas, recovered, applied, machine } = hosted;
         let config = ReplicaConfig { me: self.config.me, group, replicas, boot: self.config.boot };
         let replica = Replica::new(config, recovered, applied);
-        self.beats.publish(group, replica.status());
+        self.beats.publish(group, Status { full: self.no_space, ..replica.status() });
         if let Machine::Master(state) = &machine {
             self.map = Arc::new(state.map.clone());
         }
@@ -341,6 +342,9 @@ impl<S: Store> Core<S> {
             Input::Snapshot(event) => self.snapshot_event(now, event),
             Input::NoSpace(full) => {
                 self.no_space = full;
+                for (id, group) in &self.groups {
+                    self.beats.publish(*id, Status { full, ..group.replica.status() });
+                }
                 if full {
                     self.begin_reclaim();
                 }
@@ -428,7 +432,7 @@ impl<S: Store> Core<S> {
 
     fn absorb(&mut self, now: Time, id: GroupId, out: paxos::Outputs) {
         let Some(group) = self.groups.get_mut(&id) else { return };
-        self.beats.publish(id, group.replica.status());
+        self.beats.publish(id, Status { full: self.no_space, ..group.replica.status() });
         if !out.records.is_empty() {
             let ticket = self.next_ticket;
             if group.last_ticket != ticket {

@@ -57,7 +57,7 @@ pub struct CoreStatus {
     pub map: Arc<ShardMap>,
     /// The other nodes, and whether a round trip succeeded lately.
     pub reaches: Vec<(NodeId, bool)>,
-    /// The log has no room.
+    /// The disk has no room, for the log or for the store: writes are refused.
     pub no_space: bool,
 }
 

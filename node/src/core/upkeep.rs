@@ -1,5 +1,5 @@
 //! What leaders do by themselves: heartbeats, taking over shards, noticing compactions, moving
-//! leadership to the sequencer's node.
+//! leadership to the sequencer's node, or away from a full disk.
 
 use super::lead::Waiter;
 use super::{Core, Machine};
@@ -10,7 +10,7 @@ use shardkv::map::SHARDMASTER_GROUP;
 use shardkv::store::Store;
 use shardkv::types::Revision;
 
-/// A leader stays for at least this long before it hands over to the sequencer's node.
+/// A leader stays for at least this long before it hands over to a better one.
 const SETTLED_MICROS: u64 = 2_000_000;
 /// A leader that cannot drain in this time serves on.
 const DRAIN_MICROS: u64 = 500_000;
@@ -25,7 +25,7 @@ impl<S: Store> Core<S> {
             self.step(now, id, paxos::Input::Tick);
             self.drop_expired(now, id);
             self.ask_anew(now, id);
-            self.prefer_sequencer(now, id);
+            self.prefer_another(now, id);
             let leads = self.groups.get(&id).is_some_and(|group| group.lead.is_some());
             if leads {
                 self.busy.insert(id);
@@ -107,28 +107,49 @@ impl<S: Store> Core<S> {
         }
     }
 
-    /// Every write needs the sequencer: a leader elsewhere hands over to the sequencer's node, once
-    /// things have settled.
-    fn prefer_sequencer(&mut self, now: Time, id: GroupId) {
-        if self.is_master(id) {
-            return;
+    /// Whether this node could hand the lead of a group to another.
+    fn may_lead(&self, now: Time, id: GroupId, node: NodeId) -> bool {
+        node != self.config.me
+            && self.beats.reaches(now, node)
+            && self.beats.status_of(node, id).is_some_and(|status| !status.full)
+    }
+
+    /// Who had better lead a group that is led here. Every write needs the sequencer, so that is the
+    /// sequencer's node; and a node whose disk is full leads only if all are.
+    fn better_leader(&self, now: Time, id: GroupId) -> Option<NodeId> {
+        if !self.is_master(id) {
+            let sequencer = self.leader_of(SHARDMASTER_GROUP).filter(|node| self.may_lead(now, id, *node));
+            let leads = |node: &NodeId| {
+                self.beats.status_of(*node, SHARDMASTER_GROUP).is_some_and(|status| status.leader.node == *node)
+            };
+            if let Some(sequencer) = sequencer {
+                return Some(sequencer).filter(leads);
+            }
         }
-        let target = self.leader_of(SHARDMASTER_GROUP);
-        let Some(target) = target.filter(|node| *node != self.config.me && self.beats.reaches(now, *node)) else {
+        let group = self.groups.get(&id).filter(|_| self.no_space)?;
+        let follows = |node: &NodeId| {
+            self.beats.status_of(*node, id).is_some_and(|status| status.leader == group.replica.leader())
+        };
+        group.replica.replicas().iter().copied().find(|node| self.may_lead(now, id, *node) && follows(node))
+    }
+
+    /// A leader hands over to one that is better placed, once things have settled.
+    fn prefer_another(&mut self, now: Time, id: GroupId) {
+        let leads = self.groups.get(&id).is_some_and(|group| group.lead.is_some());
+        let target = if leads { self.better_leader(now, id) } else { None };
+        let Some(target) = target else {
             if let Some(lead) = self.groups.get_mut(&id).and_then(|group| group.lead.as_mut()) {
                 lead.draining = false;
             }
             return;
         };
-        let follows =
-            self.beats.status_of(target, SHARDMASTER_GROUP).is_some_and(|status| status.leader.node == target);
         let Some(group) = self.groups.get_mut(&id) else { return };
         let length = group.replica.next_slot().prev();
         let close =
             group.replica.matched().get(&target).copied().flatten().is_some_and(|matched| matched.0 + 1024 > length.0);
         let Some(lead) = group.lead.as_mut() else { return };
         let age = now.since(lead.since);
-        let wanted = follows && close && lead.ready && age > SETTLED_MICROS;
+        let wanted = close && lead.ready && age > SETTLED_MICROS;
         lead.draining = wanted && age % (4 * SETTLED_MICROS) < SETTLED_MICROS + DRAIN_MICROS;
         if lead.draining && lead.is_drained() {
             self.step(now, id, paxos::Input::HandOver(target));

@@ -5,6 +5,7 @@ use shardkv::store::Store;
 use shardkv::types::Revision;
 use shardkv::{Progress, Reader};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Collection lags the floor by this.
@@ -15,16 +16,27 @@ const PERIOD: Duration = Duration::from_secs(1);
 const BUDGET: usize = 512;
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Ends the thread when dropped.
+/// Ends the thread when dropped, and waits for its end: it holds the store open.
 pub struct Collector {
-    _stop: Sender<()>,
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Collector {
+    fn drop(&mut self) {
+        self.stop.take();
+        if let Some(thread) = self.thread.take() {
+            // A panic there was printed by the thread itself.
+            drop(thread.join());
+        }
+    }
 }
 
 /// Starts the thread.
 pub fn spawn<S: Store>(readers: Vec<Reader<S>>) -> std::io::Result<Collector> {
     let (stop, stopped) = channel();
-    std::thread::Builder::new().name("collect".into()).spawn(move || run(&readers, &stopped))?;
-    Ok(Collector { _stop: stop })
+    let thread = std::thread::Builder::new().name("collect".into()).spawn(move || run(&readers, &stopped))?;
+    Ok(Collector { stop: Some(stop), thread: Some(thread) })
 }
 
 fn run<S: Store>(readers: &[Reader<S>], stopped: &Receiver<()>) {

@@ -7,6 +7,7 @@
 //! apply         state machines: one batch per drain; reads and installs images
 //! flush         now and then: RocksDB memtables to disk, so that log segments can go
 //! collect       old history, at low priority
+//! space         watches how much room the disk has
 //! ```
 //!
 //! Whatever concerns the core goes through one [`Mailbox`]; the turn loop drains it, steps the core
@@ -20,6 +21,7 @@ mod open;
 mod peers;
 mod replies;
 mod service;
+mod space;
 mod turn_loop;
 
 pub use clock::now;

@@ -1,5 +1,6 @@
 //! Opening a node's directory: the store, the log, every replica's state.
 
+use super::space::{Marks, PatientStore, Space};
 use crate::core::{Core, CoreConfig, Hosted};
 use crate::host::Machines;
 use paxos::{GroupId, NodeId, Record, Recovered, recover};
@@ -11,7 +12,7 @@ use std::sync::Arc;
 use wal::{Append, FileDisk, Log};
 
 /// The store of a real node.
-pub type NodeStore = CachedStore<RocksStore>;
+pub type NodeStore = CachedStore<PatientStore<RocksStore>>;
 
 /// Where a node is reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,6 +120,7 @@ pub struct Opened {
     pub(super) core: Core<NodeStore>,
     pub(super) machines: Machines<NodeStore>,
     pub(super) store: Arc<NodeStore>,
+    pub(super) space: Arc<Space>,
     pub(super) log: Log,
     pub(super) config: NodeConfig,
 }
@@ -127,8 +129,11 @@ pub struct Opened {
 pub fn open(config: NodeConfig) -> Result<Opened, OpenError> {
     let store_path = config.data_dir.join("store");
     let store_failed = |source| OpenError::Store { path: store_path.clone(), source };
-    let rocks = RocksStore::open(&store_path, config.store).map_err(store_failed)?;
-    let store = Arc::new(CachedStore::new(rocks, config.row_cache_bytes));
+    let open_rocks = || RocksStore::open(&store_path, config.store);
+    let reserve = config.data_dir.join("store-reserve");
+    let (rocks, space) =
+        Space::open(reserve, Marks::new(config.store.flush_bytes()), open_rocks).map_err(store_failed)?;
+    let store = Arc::new(CachedStore::new(PatientStore::new(rocks, space.clone()), config.row_cache_bytes));
     let groups: Vec<GroupId> = config.groups.iter().map(|(group, _)| *group).collect();
     let machines = Machines::open(store.clone(), &groups, config.core.boot).map_err(store_failed)?;
 
@@ -163,7 +168,7 @@ pub fn open(config: NodeConfig) -> Result<Opened, OpenError> {
         hosted.push(Hosted { group: *group, replicas: replicas.clone(), recovered, applied, machine });
     }
     let core = Core::new(config.core.clone(), hosted, super::now());
-    Ok(Opened { core, machines, store, log, config })
+    Ok(Opened { core, machines, store, space, log, config })
 }
 
 fn recover_group(

@@ -7,12 +7,14 @@ use super::open::{NodeStore, OpenError, Opened};
 use super::peers::{self, KnownPeers, Peer};
 use super::replies::{ReplySink, Sinks};
 use super::service::{DataService, PeerPort, PeerService, overloaded};
+use super::space::SpaceGuard;
 use crate::core::{Core, CoreStatus, Input, Machine, Outputs};
 use paxos::{GroupId, NodeId, Time};
 use shardkv::request::Request;
 use shardkv::store::Store;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use wal::{Append, WalEvent, WalHandle};
@@ -100,7 +102,7 @@ impl NodeHandle {
 
     /// Bytes that the store takes on disk, about.
     pub fn store_bytes(&self) -> u64 {
-        self.store.inner().size_bytes().unwrap_or(0)
+        self.store.inner().inner().size_bytes().unwrap_or(0)
     }
 }
 
@@ -113,7 +115,14 @@ pub struct Node {
     wal_progress: Arc<Mutex<WalProgress>>,
     /// Appends that the log's queue had no room for; bounded by the replicas' windows.
     wal_backlog: VecDeque<(u64, bool, Vec<Append>)>,
+    /// The log has no room.
+    log_full: bool,
+    /// What the core was told: neither has the log, or the store.
+    full: bool,
+    /// Before the threads that may wait for room: they end because this has ended.
+    space: SpaceGuard,
     apply: ApplyThread,
+    flushing: Option<JoinHandle<()>>,
     /// States that images have replaced since the last turn: at most one per group.
     machines: Arc<Mutex<BTreeMap<GroupId, Machine<NodeStore>>>>,
     peers: BTreeMap<NodeId, Arc<Peer>>,
@@ -128,7 +137,7 @@ pub struct Node {
 impl Node {
     /// Starts the threads of an opened node. Call [`Node::run`] next, on a current-thread runtime.
     pub fn start(opened: Opened) -> Result<(Node, NodeHandle), OpenError> {
-        let Opened { core, machines, store, log, config } = opened;
+        let Opened { core, machines, store, space, log, config } = opened;
         let io = |what: &str| {
             let what = what.to_owned();
             move |source| OpenError::Io { what, source }
@@ -143,6 +152,14 @@ impl Node {
             Some(Machine::Master(_)) | None => None,
         });
         let collector = collect::spawn(readers.collect()).map_err(io("start the collector's thread"))?;
+        let (woken, pausing) = (mailbox.clone(), store.clone());
+        let on_full = move |full| {
+            woken.wake();
+            if let Err(error) = pausing.inner().inner().pause_compactions(full) {
+                tracing::warn!(%error, "compactions go on as before");
+            }
+        };
+        let space = SpaceGuard::spawn(space, on_full).map_err(io("start the thread that watches the disk"))?;
         let replaced: Arc<Mutex<BTreeMap<GroupId, Machine<NodeStore>>>> = Arc::default();
         let replacing = replaced.clone();
         let failed = control_sender.clone();
@@ -174,7 +191,11 @@ impl Node {
             wal,
             wal_progress,
             wal_backlog: VecDeque::new(),
+            log_full: false,
+            full: false,
+            space,
             apply,
+            flushing: None,
             machines: replaced,
             peers,
             known,
@@ -218,15 +239,24 @@ impl Node {
         }
     }
 
+    /// Ends the node's threads: when the process ends, none may be inside RocksDB any more.
     fn close(self, stop: Stop) -> Stop {
         self.wal.close();
+        drop(self.space);
+        if let Some(flushing) = self.flushing {
+            // A panic there was printed by the thread itself.
+            drop(flushing.join());
+        }
         stop
     }
 
     fn turn(&mut self) {
         let now = super::now();
         let progress = std::mem::take(&mut *self.wal_progress.lock().unwrap_or_else(PoisonError::into_inner));
-        if let Some(full) = progress.no_space {
+        self.log_full = progress.no_space.unwrap_or(self.log_full);
+        let full = self.log_full || self.space.space().is_full();
+        if full != self.full {
+            self.full = full;
             self.core.input(now, Input::NoSpace(full));
         }
         if let Some((ticket, segment)) = progress.durable {
@@ -295,14 +325,19 @@ impl Node {
     }
 
     /// Flushes the store on a thread of its own: it may take seconds, and nothing waits for it.
-    fn flush(&self, number: u64) {
+    fn flush(&mut self, number: u64) {
         let (store, mailbox, control) = (self.store.clone(), self.mailbox.clone(), self.control_sender.clone());
         let spawned = std::thread::Builder::new().name("flush".into()).spawn(move || match store.flush() {
             Ok(()) => mailbox.push(Input::Flushed(number)),
             Err(error) => drop(control.try_send(Control::Stop(Stop::Failed(error.to_string())))),
         });
-        if let Err(error) = spawned {
-            drop(self.control_sender.try_send(Control::Stop(Stop::Failed(format!("cannot start a thread: {error}")))));
+        match spawned {
+            // The core asks for one at a time, so an earlier one has ended.
+            Ok(thread) => self.flushing = Some(thread),
+            Err(error) => {
+                let stop = Stop::Failed(format!("cannot start a thread: {error}"));
+                drop(self.control_sender.try_send(Control::Stop(stop)));
+            }
         }
     }
 }

@@ -5,9 +5,11 @@ use crate::client;
 use crate::process::Process;
 use crate::system::{Layout, Member, System};
 use rustix::process::Signal;
+use std::ffi::OsString;
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 /// How long a cluster may take to answer after a start. Generous: recovery of a big log counts.
@@ -19,6 +21,29 @@ const PROBE_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A member by position.
 pub type Number = usize;
+
+/// How a process is started, beside its usual arguments.
+#[derive(Clone, Debug, Default)]
+pub struct Start {
+    /// A program and its arguments that start the server, whose command line follows.
+    pub wrapper: Vec<OsString>,
+    /// Options of the server with their values: in place of the usual ones of that name, or beside them.
+    pub options: Vec<(&'static str, OsString)>,
+}
+
+impl Start {
+    /// The whole command line.
+    fn words(&self, binary: &Path, usual: Vec<OsString>) -> Vec<OsString> {
+        let mut server = usual;
+        for (option, value) in &self.options {
+            match server.iter().position(|word| word == option) {
+                Some(at) => server[at + 1].clone_from(value),
+                None => server.extend([option.into(), value.clone()]),
+            }
+        }
+        self.wrapper.iter().cloned().chain([binary.into()]).chain(server).collect()
+    }
+}
 
 /// A running cluster; dropping it kills every process and deletes its directory, unless kept.
 pub struct Cluster {
@@ -33,6 +58,16 @@ pub struct Cluster {
 impl Cluster {
     /// Lays out a cluster below `parent` (which must exist), starts it and waits until it answers.
     pub async fn start(system: System, layout: Layout, parent: &Path) -> Result<Cluster, HarnessError> {
+        Cluster::start_as(system, layout, parent, |_| Start::default()).await
+    }
+
+    /// The same, each member in the way that `how` says.
+    pub async fn start_as(
+        system: System,
+        layout: Layout,
+        parent: &Path,
+        how: impl Fn(&Member) -> Start,
+    ) -> Result<Cluster, HarnessError> {
         system.check_layout(layout)?;
         let binary = system.binary()?;
         let directory = tempfile::Builder::new()
@@ -56,7 +91,8 @@ impl Cluster {
         let processes = members.iter().map(|_| None).collect();
         let mut cluster = Cluster { system, binary, members, processes, directory, kept: false };
         for number in cluster.numbers() {
-            cluster.launch(number)?;
+            let start = how(cluster.member(number));
+            cluster.launch_as(number, &start)?;
         }
         cluster.wait_ready().await?;
         Ok(cluster)
@@ -101,12 +137,37 @@ impl Cluster {
 
     /// Starts a member's process, on its old data if there is any.
     pub fn launch(&mut self, number: Number) -> Result<(), HarnessError> {
+        self.launch_as(number, &Start::default())
+    }
+
+    /// The same, in a special way.
+    pub fn launch_as(&mut self, number: Number, start: &Start) -> Result<(), HarnessError> {
         assert!(!self.is_running(number), "{} runs already", self.members[number].name);
         let member = &self.members[number];
-        let arguments = self.system.arguments(member, &self.members);
-        let log = self.directory.join(format!("{}.log", member.name));
-        self.processes[number] = Some(Process::start(&member.name, &self.binary, &arguments, &log)?);
+        let mut words = start.words(&self.binary, self.system.arguments(member, &self.members));
+        let program = PathBuf::from(words.remove(0));
+        let log = self.log(number);
+        self.processes[number] = Some(Process::start(&member.name, &program, &words, &log)?);
         Ok(())
+    }
+
+    /// Waits until a member's process ends by itself: its status, and what it wrote last.
+    pub fn wait_exit(&mut self, number: Number) -> Result<(ExitStatus, String), HarnessError> {
+        let log = self.log(number);
+        match self.processes[number].take() {
+            Some(process) => process.wait_exit(STOP_LIMIT),
+            None => Err(HarnessError::Wrong { what: format!("{} runs", log.display()), detail: "it does not".into() }),
+        }
+    }
+
+    /// Where a member's output goes.
+    pub fn log(&self, number: Number) -> PathBuf {
+        self.directory.join(format!("{}.log", self.members[number].name))
+    }
+
+    /// The id of a member's process.
+    pub fn process_id(&self, number: Number) -> Option<u32> {
+        self.processes[number].as_ref().map(Process::id)
     }
 
     /// kill -9.

@@ -73,16 +73,22 @@ impl Process {
     }
 
     /// Asks it to stop (SIGTERM) and waits for the exit; an error if it takes longer than `limit`.
-    pub fn stop(mut self, limit: Duration) -> Result<ExitStatus, HarnessError> {
+    pub fn stop(self, limit: Duration) -> Result<ExitStatus, HarnessError> {
         self.signal(Signal::TERM);
+        self.wait_exit(limit).map(|(status, _)| status)
+    }
+
+    /// Waits until it ends: its status and the end of its output; an error if that takes longer than
+    /// `limit`.
+    pub fn wait_exit(mut self, limit: Duration) -> Result<(ExitStatus, String), HarnessError> {
         let deadline = Instant::now() + limit;
         loop {
             let status = self.child.try_wait().map_err(HarnessError::io(format!("waiting for {}", self.name)))?;
             if let Some(status) = status {
-                return Ok(status);
+                return Ok((status, tail(&self.log)));
             }
             if Instant::now() >= deadline {
-                let (what, logs) = (format!("the orderly end of {}", self.name), self.log.clone());
+                let (what, logs) = (format!("the end of {}", self.name), self.log.clone());
                 return Err(HarnessError::Timeout { what, seconds: limit.as_secs(), logs });
             }
             std::thread::sleep(POLL);
