@@ -213,14 +213,15 @@ impl Pending {
             let needs = self.tag.is_none() && (cx.core.known == Revision(0) || self.renewals > 0);
             return (needs && self.revision.is_none()).then(|| self.need_revision(cx));
         }
-        if self.route() == Route::AnyReplica {
+        let newest_named = newest_named(op);
+        if self.route() == Route::AnyReplica && newest_named <= cx.core.known {
             return None;
         }
-        let newest_named = newest_named(op);
         let Some(revision) = self.revision else {
             // A range over groups needs one revision for all; a revision that nobody has told us of
             // may lie in the future, and a leader takes our word only for what the sequencer said.
-            let needs = shares.len() > 1 || newest_named > cx.core.known;
+            let merged = shares.len() > 1 && self.route() == Route::Leader;
+            let needs = merged || newest_named > cx.core.known;
             return needs.then(|| self.need_revision(cx));
         };
         // Of a transaction that only reads, either branch counts: whichever runs, its revisions exist.

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use paxos::{GroupId, Slot, SnapshotSink, SnapshotSource, StateMachine};
 use shardkv::map::SHARDMASTER_GROUP;
 use shardkv::store::{Store, StoreError};
+use shardkv::types::Revision;
 use shardkv::{DataGroup, Progress};
 use shardmaster::MasterGroup;
 use std::collections::BTreeMap;
@@ -22,6 +23,13 @@ impl<S: Store> Hosted<S> {
         match self {
             Hosted::Data(group) => group.applied(),
             Hosted::Master(group) => group.applied(),
+        }
+    }
+
+    fn imaged(&self) -> Slot {
+        match self {
+            Hosted::Data(group) => group.imaged(),
+            Hosted::Master(group) => group.imaged(),
         }
     }
 
@@ -65,6 +73,11 @@ impl<S: Store> Machines<S> {
     /// The last slot that a group's state machine has applied.
     pub fn applied(&self, group: GroupId) -> Slot {
         self.groups.get(&group).map_or(Slot(0), Hosted::applied)
+    }
+
+    /// The slot of the image that a group's state machine has installed last.
+    pub fn imaged(&self, group: GroupId) -> Slot {
+        self.groups.get(&group).map_or(Slot(0), Hosted::imaged)
     }
 
     /// What the core reads of a group.
@@ -184,10 +197,10 @@ impl<S: Store> Machines<S> {
         self.store.flush()
     }
 
-    /// Removes some history below the floors; see [`shardkv::Reader::collect`].
-    pub fn collect(&mut self, group: GroupId, budget: usize) -> Result<Option<Progress>, StoreError> {
+    /// Removes some history below the floors and `limit`; see [`shardkv::Reader::collect_below`].
+    pub fn collect(&mut self, group: GroupId, budget: usize, limit: Revision) -> Result<Option<Progress>, StoreError> {
         match self.groups.get_mut(&group) {
-            Some(Hosted::Data(group)) => group.reader().collect(budget).map(Some),
+            Some(Hosted::Data(group)) => group.reader().collect_below(budget, limit).map(Some),
             Some(Hosted::Master(_)) | None => Ok(None),
         }
     }

@@ -189,13 +189,33 @@ impl Acceptor {
     }
 
     /// The leader's own adoption of the log that phase 1 found: its part above `cut` is `entries`.
-    pub fn adopt_as_leader(&mut self, ballot: Ballot, cut: Slot, entries: Vec<Bytes>, records: &mut Vec<Record>) {
+    /// Recorded in pieces, like a follower's: a record has a bound.
+    pub fn adopt_as_leader(
+        &mut self,
+        ballot: Ballot,
+        cut: Slot,
+        entries: Vec<Bytes>,
+        piece_bytes_max: usize,
+        records: &mut Vec<Record>,
+    ) {
         assert!(ballot == self.promised, "leading at {ballot}, promised {}", self.promised);
         // What a snapshot has brought since the fetch began is decided, and equal to what was fetched.
         let kept = cut.max(self.decided);
-        let fresh = entries.into_iter().skip((kept.0 - cut.0) as usize).collect();
-        self.staged = Some(Staged { ballot, cut: kept, entries: Vec::new() });
-        self.adopt(ballot, kept.next(), fresh, records);
+        let mut staged = Staged { ballot, cut: kept, entries: Vec::new() };
+        let (mut piece, mut bytes) = (Vec::new(), 0);
+        for entry in entries.into_iter().skip((kept.0 - cut.0) as usize) {
+            bytes += entry.len();
+            if bytes > piece_bytes_max && !piece.is_empty() {
+                let start = staged.next();
+                staged.entries.extend(piece.iter().cloned());
+                records.push(Record::Staged { ballot, start, entries: std::mem::take(&mut piece) });
+                bytes = entry.len();
+            }
+            piece.push(entry);
+        }
+        let start = staged.next();
+        self.staged = Some(staged);
+        self.adopt(ballot, start, piece, records);
     }
 
     /// Phase 2b: entries behind what this ballot accepted. Returns whether they could be placed.

@@ -8,11 +8,12 @@
 //! which it has durably promised the pinger's ballot and follows it, until its grant ends. The grant
 //! begins when the pong is sent; the leader counts its lease from when the *ping* was sent, which was
 //! earlier, and shortens it by the drift bound. A leader holds its lease while a quorum's grants run.
+//! - A pong says how long its grant lasts: nodes need not be configured alike.
 //! - A pong extends the lease of those groups only whose promised ballot and followed leader at the
 //!   ponging node, as of that pong, equal the leader's.
 //! - A node that turns to another leader freezes its grant for that group where it stands.
 //! - After a restart a node cannot know its grants: it promises nobody but whom it had promised
-//!   before, for one whole lease.
+//!   before, for one whole lease, the longest that it may have granted.
 
 use crate::election::Status;
 use crate::leader::quorum_of;
@@ -29,6 +30,8 @@ pub struct Timing {
     pub peer_timeout_micros: u64,
     /// How long a grant lasts at the granting node.
     pub lease_micros: u64,
+    /// The longest grant that this node may have given before its start.
+    pub granted_before_micros: u64,
     /// Unanswered messages are sent again after this.
     pub resend_micros: u64,
 }
@@ -39,16 +42,15 @@ impl Default for Timing {
             heartbeat_micros: 100_000,
             peer_timeout_micros: 600_000,
             lease_micros: 800_000,
+            granted_before_micros: 0,
             resend_micros: 150_000,
         }
     }
 }
 
-impl Timing {
-    /// A lease as its holder counts it: shortened by 1 %, twenty times the drift of a bad quartz.
-    fn held_micros(&self) -> u64 {
-        self.lease_micros - self.lease_micros / 100
-    }
+/// A lease as its holder counts it: shortened by 1 %, twenty times the drift of a bad quartz.
+fn held_micros(granted_micros: u64) -> u64 {
+    granted_micros - granted_micros / 100
 }
 
 /// The sender's statuses that changed between two versions of them.
@@ -82,6 +84,8 @@ pub enum Heartbeat {
         sequence: u64,
         /// The pinging node's boot, as the ping said.
         ping_boot: u64,
+        /// How long the sender's grant lasts.
+        granted_micros: u64,
         /// The sender's statuses, as of the grant.
         statuses: Statuses,
     },
@@ -99,8 +103,9 @@ struct Peer {
     pings: Vec<(u64, Time)>,
     /// When the newest answered ping was sent.
     reached_at: Option<Time>,
-    /// The same for pongs whose statuses are exactly our view: what leases count from.
-    leased_at: Option<Time>,
+    /// Until when the newest pong's grant runs, counted from its ping. Only of pongs whose statuses
+    /// are exactly our view.
+    leased_until: Option<Time>,
     leased_sequence: u64,
     /// Our grant to the peer ends here.
     granted_until: Time,
@@ -125,7 +130,8 @@ pub struct Heartbeats {
 impl Heartbeats {
     /// A node that starts now; its grants from before the start are assumed to run in full.
     pub fn new(me: NodeId, boot: u64, timing: Timing, peers: &[NodeId], now: Time) -> Heartbeats {
-        let fresh = Peer { granted_until: now.plus(timing.lease_micros), ..Peer::default() };
+        let longest = timing.lease_micros.max(timing.granted_before_micros);
+        let fresh = Peer { granted_until: now.plus(longest), ..Peer::default() };
         let peers = peers.iter().filter(|peer| **peer != me).map(|peer| (*peer, fresh.clone())).collect();
         Heartbeats { me, boot, timing, version: 0, own: BTreeMap::new(), frozen: BTreeMap::new(), peers }
     }
@@ -213,9 +219,10 @@ impl Heartbeats {
                 let peer = self.peers.get_mut(&from)?;
                 peer.granted_until = peer.granted_until.max(now.plus(self.timing.lease_micros));
                 let ours = self.statuses_for(from);
-                Some(Heartbeat::Pong { sequence, ping_boot: statuses.boot, statuses: ours })
+                let granted_micros = self.timing.lease_micros;
+                Some(Heartbeat::Pong { sequence, ping_boot: statuses.boot, granted_micros, statuses: ours })
             }
-            Heartbeat::Pong { sequence, ping_boot, .. } => {
+            Heartbeat::Pong { sequence, ping_boot, granted_micros, .. } => {
                 if ping_boot != self.boot {
                     return None;
                 }
@@ -225,7 +232,7 @@ impl Heartbeats {
                 peer.reached_at = peer.reached_at.max(Some(sent_at));
                 if exact && sequence > peer.leased_sequence {
                     peer.leased_sequence = sequence;
-                    peer.leased_at = Some(sent_at);
+                    peer.leased_until = Some(sent_at.plus(held_micros(granted_micros)));
                 }
                 peer.pings.retain(|(number, _)| *number > sequence);
                 None
@@ -281,18 +288,18 @@ impl Heartbeats {
     pub fn lease_until(&self, now: Time, group: GroupId, ballot: Ballot, replicas: &[NodeId]) -> Option<Time> {
         let needed = quorum_of(replicas.len()) - 1;
         if needed == 0 {
-            return Some(now.plus(self.timing.held_micros()));
+            return Some(now.plus(held_micros(self.timing.lease_micros)));
         }
-        let mut since: Vec<Time> = replicas
+        let mut until: Vec<Time> = replicas
             .iter()
             .filter(|node| **node != self.me)
             .filter_map(|node| self.peers.get(node))
             .filter(|peer| {
                 peer.view.get(&group).is_some_and(|status| status.promised == ballot && status.leader == ballot)
             })
-            .filter_map(|peer| peer.leased_at)
+            .filter_map(|peer| peer.leased_until)
             .collect();
-        since.sort_unstable_by(|a, b| b.cmp(a));
-        Some(since.get(needed - 1)?.plus(self.timing.held_micros()))
+        until.sort_unstable_by(|a, b| b.cmp(a));
+        until.get(needed - 1).copied()
     }
 }

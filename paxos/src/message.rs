@@ -120,14 +120,10 @@ pub enum Message {
         /// The question's round.
         round: u64,
     },
-    /// The leader has given up its lease and asks the receiver to lead.
+    /// The leader, or a candidate that lacks more than the receiver's log can give, has given up its
+    /// ballot and whatever lease hangs on it, and asks the receiver to lead.
     Handover {
         /// The leader's ballot.
-        ballot: Ballot,
-    },
-    /// The sender lacks entries that the receiver still covers by a snapshot only.
-    NeedSnapshot {
-        /// The sender's ballot.
         ballot: Ballot,
     },
 }
@@ -164,8 +160,7 @@ impl Message {
             | Message::Decide { ballot, .. }
             | Message::Confirm { ballot, .. }
             | Message::Confirmed { ballot, .. }
-            | Message::Handover { ballot }
-            | Message::NeedSnapshot { ballot } => *ballot,
+            | Message::Handover { ballot } => *ballot,
         }
     }
 }

@@ -127,14 +127,23 @@ impl Replica {
         let cut = if best == me { own.length } else { sync_point(&own, promise.accepted, promise.length) };
         let ballot = preparing.ballot;
         if best != me && cut < promise.length && cut.next() < promise.first_kept {
-            // We lag behind what the best log still holds; a snapshot of it comes first.
-            preparing.promises.remove(&best);
-            preparing.sent_at = now;
-            self.send_now(out, best, Message::NeedSnapshot { ballot });
-            return;
+            // We lag behind what the best log still holds. An image of it may take minutes, and whoever
+            // has it can lead at once.
+            return self.abdicate(now, ballot, best, out);
         }
         let end = promise.length.max(cut);
         preparing.fetch = Some(Fetch { from: best, cut, end, entries: Vec::new() });
+        self.continue_fetch(now, out);
+    }
+
+    /// An image through `slot` was installed while we fetch: what it covers is not asked for any more
+    /// (whoever has the rest may have dropped it).
+    pub(crate) fn fetch_behind_image(&mut self, now: Time, slot: Slot, out: &mut Outputs) {
+        let Role::Preparing(preparing) = &mut self.role else { return };
+        let Some(fetch) = preparing.fetch.as_mut().filter(|fetch| fetch.next() <= slot) else { return };
+        fetch.cut = slot;
+        fetch.entries.clear();
+        preparing.sent_at = now;
         self.continue_fetch(now, out);
     }
 
@@ -151,7 +160,7 @@ impl Replica {
         let adopted = (best.accepted, fetch.end);
         let (cut, entries) = (fetch.cut, std::mem::take(&mut fetch.entries));
         let promises = std::mem::take(&mut preparing.promises);
-        self.acceptor.adopt_as_leader(ballot, cut, entries, &mut out.records);
+        self.acceptor.adopt_as_leader(ballot, cut, entries, PIECE_BYTES_MAX, &mut out.records);
         let (length, expected) = (self.acceptor.log().length(), adopted.1.max(self.acceptor.decided()));
         assert_eq!(length, expected, "leader of {ballot} adopted a log of another length than phase 1 found");
         self.lead(now, ballot, adopted, promises, out);
@@ -224,8 +233,7 @@ impl Replica {
         let mut messages = Vec::new();
         match peer.phase {
             PeerPhase::Probing => {}
-            PeerPhase::Syncing { cut, end, next } if cut.next() < log.0 || next < log.0 => {
-                let _ = end;
+            PeerPhase::Syncing { cut, next, .. } if cut.next() < log.0 || next < log.0 => {
                 peer.phase = PeerPhase::Probing;
             }
             PeerPhase::Syncing { cut, end, mut next } => {

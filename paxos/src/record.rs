@@ -191,8 +191,15 @@ impl Fold {
             Record::Installed(slot) => {
                 state.decided = state.decided.max(*slot);
                 state.length = state.length.max(*slot);
+                // What lay below was perhaps of a ballot that lost: only the image stands for it.
+                self.entries = self.entries.split_off(&slot.next());
+                self.staged.clear();
             }
-            Record::Suspect => state.suspect = true,
+            Record::Suspect => {
+                state.suspect = true;
+                self.entries.clear();
+                self.staged.clear();
+            }
             Record::Rewritten { start, entries } => {
                 Self::put(&mut self.entries, *start, entries);
             }
@@ -212,10 +219,14 @@ impl Fold {
 
 /// Folds a group's records, in log order, into its state. `applied` is what the state machine has
 /// durably applied: it counts as decided, and the log may begin anywhere at or below its successor.
-pub fn recover<'a>(records: impl Iterator<Item = &'a Record>, applied: Slot) -> Result<Recovered, Gap> {
+/// `imaged` is the slot of the last image that was installed in it (0 if none was): entries up to there
+/// are unproven, also if the crash came before the image's record, and are dropped.
+pub fn recover<'a>(records: impl Iterator<Item = &'a Record>, applied: Slot, imaged: Slot) -> Result<Recovered, Gap> {
+    assert!(imaged <= applied, "an image of {imaged} is installed, but only {applied} applied");
     let mut fold = Fold::default();
     records.for_each(|record| fold.record(record));
     let Fold { mut state, mut entries, .. } = fold;
+    entries = entries.split_off(&imaged.next());
     state.decided = state.decided.max(applied);
     if state.suspect {
         // Nothing above the state machine is proven; it will be adopted anew.

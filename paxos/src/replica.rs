@@ -173,6 +173,7 @@ impl Replica {
             Input::Installed(slot) => {
                 self.acceptor.installed(slot, &mut out.records);
                 self.delivered = self.delivered.max(slot);
+                self.fetch_behind_image(now, slot, &mut out);
             }
             Input::Trim { slot, keep_bytes } => self.acceptor.trim(slot.min(self.delivered), keep_bytes),
             Input::TellDecided => self.tell_decided(&mut out),
@@ -329,13 +330,13 @@ impl Replica {
             }
             Message::Fetch { ballot, start, end } => self.answer_fetch(from, ballot, start, end, out),
             Message::Handover { ballot } => {
-                let follows = self.election.leader() == ballot && self.acceptor.accepted() == ballot;
-                if follows && !self.acceptor.suspect() {
+                // From its leader, or from a candidate that found our log to be far ahead of its own.
+                let follows = self.election.leader() == ballot && self.acceptor.promised() == ballot;
+                if follows && ballot.node == from && !self.acceptor.suspect() {
                     self.take_over(now, Some(ballot));
                     self.begin_phase_1(now, heartbeats, out);
                 }
             }
-            Message::NeedSnapshot { .. } => out.snapshot_wanted.push(from),
             Message::Promise(_)
             | Message::Fetched { .. }
             | Message::SyncProgress { .. }
@@ -422,10 +423,15 @@ impl Replica {
         let ballot = leading.ballot;
         let caught_up = leading.peers.get(&to).is_some_and(|peer| peer.matched == Some(self.acceptor.log().length()));
         if caught_up {
-            self.role = Role::Follower;
-            self.abdicated = Some((ballot, now));
-            self.send_now(out, to, Message::Handover { ballot });
+            self.abdicate(now, ballot, to, out);
         }
+    }
+
+    /// Ends our own role at `ballot` for good, in favour of `to`.
+    pub(crate) fn abdicate(&mut self, now: Time, ballot: Ballot, to: NodeId, out: &mut Outputs) {
+        self.role = Role::Follower;
+        self.abdicated = Some((ballot, now));
+        self.send_now(out, to, Message::Handover { ballot });
     }
 
     pub(crate) fn peers(&self) -> Vec<NodeId> {

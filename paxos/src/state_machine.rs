@@ -14,6 +14,10 @@ pub trait StateMachine {
     /// The last slot whose effects are in the store.
     fn applied(&self) -> Slot;
 
+    /// The slot of the image that was installed last; 0 if the state was applied entry by entry. As
+    /// durable as the image: what the log holds up to there may be of a ballot that lost.
+    fn imaged(&self) -> Slot;
+
     /// Applies consecutive entries, the first at `applied() + 1`, as one atomic write together with
     /// the new applied slot. Deterministic and total: a malformed entry yields an outcome, never a
     /// panic. An empty entry (a leader's no-op) changes nothing but the slot. Returns one outcome

@@ -315,7 +315,7 @@ impl World {
 
 fn boot(id: NodeId, count: u64, boot: u64, log: Vec<Record>, applied: Vec<Bytes>, now: Time) -> Node {
     let slot = Slot(applied.len() as u64);
-    let recovered = recover(log.iter(), slot).unwrap();
+    let recovered = recover(log.iter(), slot, Slot(0)).unwrap();
     let config = ReplicaConfig { me: id, group: GROUP, replicas: ids(count), boot };
     let replica = Replica::new(config, recovered, slot);
     let beats = Heartbeats::new(id, boot, Timing::default(), &ids(count), now);

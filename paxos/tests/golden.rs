@@ -149,7 +149,7 @@ impl Script {
     }
 
     fn start(&mut self, id: NodeId, boot: u64, log: Vec<Record>, applied: Slot) {
-        let recovered = paxos::recover(log.iter(), applied).unwrap_or_else(|gap| panic!("{id}: {gap}"));
+        let recovered = paxos::recover(log.iter(), applied, Slot(0)).unwrap_or_else(|gap| panic!("{id}: {gap}"));
         let config = ReplicaConfig { me: id, group: GROUP, replicas: self.replicas.clone(), boot };
         let replica = Replica::new(config, recovered, applied);
         let mut beats = Heartbeats::new(id, boot, Timing::default(), &self.replicas, self.now);

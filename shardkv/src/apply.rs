@@ -127,6 +127,7 @@ impl<'a, S: Store> Call<'a, S> {
                 }
                 Err(ExecError::Op(error)) => Ok(Outcome::Failed(error)),
                 Err(ExecError::Store(error)) => Err(error),
+                Err(ExecError::Stopped) => unreachable!("nobody stops an apply"),
             },
         }
     }
@@ -145,6 +146,7 @@ impl<'a, S: Store> Call<'a, S> {
             Err(ExecError::Op(OpError::Compacted { .. })) => Ok(Outcome::Failed(OpError::SessionExpired)),
             Err(ExecError::Op(error)) => Ok(Outcome::Failed(error)),
             Err(ExecError::Store(error)) => Err(error),
+            Err(ExecError::Stopped) => unreachable!("nobody stops an apply"),
         }
     }
 

@@ -5,14 +5,16 @@
 use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 
-/// The only version so far. A message of a newer version is refused with its number.
-pub const CODEC_VERSION: u8 = 1;
+/// The version that is written and read. Any other is refused with its number.
+pub const CODEC_VERSION: u8 = 2;
 
 /// Why bytes could not be decoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
-    /// Written by a newer (or no) CloudPaxos.
-    #[error("encoding version {0} is unknown here (this build reads version {CODEC_VERSION}); upgrade this node")]
+    /// Written by another version of CloudPaxos, or by something else.
+    #[error(
+        "encoding version {0} is unknown here (this build reads version {CODEC_VERSION}); start the version that wrote it"
+    )]
     Version(u8),
     /// Truncated or rotten.
     #[error("malformed encoding: {0}")]

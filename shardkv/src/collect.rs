@@ -35,6 +35,11 @@ impl<S: Store> Reader<S> {
     /// the index, whose size is bounded). To be called from a background thread; safe beside apply
     /// and reads. The caller chooses how long collection lags the floor.
     pub fn collect(&self, budget: usize) -> Result<Progress, StoreError> {
+        self.collect_below(budget, Revision(u64::MAX))
+    }
+
+    /// The same, of what lies below `limit`, too: a floor that has risen only now waits for its turn.
+    pub fn collect_below(&self, budget: usize, limit: Revision) -> Result<Progress, StoreError> {
         let shared = &*self.shared;
         let mut cursors = shared.collecting();
         if shared.images.load(Ordering::SeqCst) > 0 {
@@ -42,8 +47,8 @@ impl<S: Store> Reader<S> {
         }
         let mut floors: BTreeMap<SpaceId, Revision> = BTreeMap::new();
         for shard in shared.shards().values() {
-            let floor = floors.entry(shard.info.space).or_insert(shard.info.floor);
-            *floor = shard.info.floor.min(*floor);
+            let floor = floors.entry(shard.info.space).or_insert(limit);
+            *floor = shard.info.floor.min(*floor).min(limit);
         }
         cursors.retain(|space, _| floors.contains_key(space));
         let mut looked_at = 0;

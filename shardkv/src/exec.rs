@@ -17,7 +17,7 @@ use crate::territory::Territory;
 use crate::types::{Keys, Revision};
 use bytes::Bytes;
 use std::collections::BTreeMap;
-use std::ops::Bound;
+use std::ops::{Bound, ControlFlow};
 
 /// Why an execution ended without a result.
 #[derive(Debug)]
@@ -26,6 +26,8 @@ pub(crate) enum ExecError {
     Op(OpError),
     /// Of storage.
     Store(StoreError),
+    /// Nobody wants the result any more.
+    Stopped,
 }
 
 impl From<OpError> for ExecError {
@@ -38,6 +40,14 @@ impl From<StoreError> for ExecError {
         ExecError::Store(error)
     }
 }
+
+/// What one operation may gather in memory: pairs of its ranges, versions that its deletions supersede.
+/// Of a write, all replicas must come to the same verdict: the number belongs to the log's format.
+pub(crate) const GATHERED_BYTES_MAX: usize = 256 << 20;
+/// What a pair costs beside its bytes.
+const PAIR_BYTES: usize = 256;
+/// Rows between two looks at whether to stop.
+const ROWS_PER_LOOK: usize = 1024;
 
 /// A key's pending version.
 #[derive(Clone, Debug)]
@@ -77,7 +87,19 @@ pub(crate) fn execute<V: View>(
     revision: Revision,
     mode: Mode<'_>,
 ) -> Result<Executed, ExecError> {
-    let mut run = Run { view, territory, revision, mode, writes: BTreeMap::new(), operations: 0 };
+    execute_until(view, territory, op, revision, mode, &|| false)
+}
+
+/// The same, unless `stop` says now and then that nobody wants the result any more.
+pub(crate) fn execute_until<V: View>(
+    view: &V,
+    territory: &Territory,
+    op: &Op,
+    revision: Revision,
+    mode: Mode<'_>,
+    stop: &dyn Fn() -> bool,
+) -> Result<Executed, ExecError> {
+    let mut run = Run { view, territory, revision, mode, stop, writes: BTreeMap::new(), operations: 0, gathered: 0 };
     let path = match mode {
         Mode::Again(path) => path.to_vec(),
         Mode::Fresh | Mode::Read => {
@@ -100,8 +122,11 @@ struct Run<'a, V> {
     territory: &'a Territory,
     revision: Revision,
     mode: Mode<'a>,
+    stop: &'a dyn Fn() -> bool,
     writes: BTreeMap<Bytes, Write>,
     operations: u32,
+    /// Bytes held; see [`GATHERED_BYTES_MAX`].
+    gathered: usize,
 }
 
 type Path<'p> = &'p mut dyn Iterator<Item = bool>;
@@ -139,7 +164,7 @@ impl<V: View> Run<'_, V> {
                 any = true;
                 all = all && compares(compare, head, Some(head.value(row)));
             }
-            Ok(())
+            Ok(if all { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
         })?;
         let missing = Head::parse(&record::tombstone(Revision(0)))?;
         Ok(if any { all } else { compares(compare, &missing, None) })
@@ -184,19 +209,24 @@ impl<V: View> Run<'_, V> {
         }
     }
 
-    fn range(&self, range: &Range) -> Result<RangeResult, ExecError> {
+    fn range(&mut self, range: &Range) -> Result<RangeResult, ExecError> {
+        let left = GATHERED_BYTES_MAX - self.gathered;
         let mut gather = Gather::new(range);
         let mut visit = |key: &[u8], head: &Head, row: &[u8]| {
             if !head.tombstone {
                 gather.take(key, head, row);
             }
-            Ok(())
+            Ok(if gather.bytes() > left { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         };
         if range.revision.0 > 0 {
             self.stored(&range.keys, range.revision, &mut visit)?;
         } else {
             self.current(&range.keys, &mut visit)?;
         }
+        if gather.bytes() > left {
+            return Err(OpError::TooLarge.into());
+        }
+        self.gathered += gather.bytes();
         Ok(gather.finish())
     }
 
@@ -232,13 +262,19 @@ impl<V: View> Run<'_, V> {
 
     fn delete(&mut self, delete: &Delete) -> Result<OpResult, ExecError> {
         let mut found: Vec<(Bytes, Version)> = Vec::new();
+        let mut gathered = self.gathered;
         self.current(&delete.keys, &mut |key, head, row| {
             if !head.tombstone {
                 let version = Version { head: *head, row: Bytes::copy_from_slice(row) };
+                gathered += pair_bytes(key, row);
                 found.push((Bytes::copy_from_slice(key), version));
             }
-            Ok(())
+            Ok(if gathered > GATHERED_BYTES_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         })?;
+        if gathered > GATHERED_BYTES_MAX {
+            return Err(OpError::TooLarge.into());
+        }
+        self.gathered = gathered;
         let deleted = found.len() as u64;
         let mut prev_kvs: Vec<KeyValue> = Vec::new();
         for (key, version) in found {
@@ -292,14 +328,24 @@ impl<V: View> Run<'_, V> {
         if let Keys::One(key) = keys {
             let Some(part) = self.territory.part_of(key) else { return Ok(()) };
             if let Some(version) = mvcc::lookup(self.view, &part.space, key, at)? {
-                visit(key, &version.head, &version.row)?;
+                // One key: whether to go on is no question.
+                let _ = visit(key, &version.head, &version.row)?;
             }
             return Ok(());
         }
+        let (mut rows, mut stopped, mut broken) = (0, false, false);
         for (part, keys) in self.territory.clip(keys) {
-            mvcc::scan(self.view, &part.space, &keys, at, visit)?;
+            mvcc::scan(self.view, &part.space, &keys, at, &mut |key, head, row| {
+                rows += 1;
+                stopped = rows % ROWS_PER_LOOK == 0 && (self.stop)();
+                broken = stopped || visit(key, head, row)?.is_break();
+                Ok(if broken { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+            })?;
+            if broken {
+                break;
+            }
         }
-        Ok(())
+        if stopped { Err(ExecError::Stopped) } else { Ok(()) }
     }
 
     /// Visits the keys as they are now, the pending writes over the state before.
@@ -310,20 +356,31 @@ impl<V: View> Run<'_, V> {
         let (start, _) = keys.bounds();
         let from = (Bound::Included(start), Bound::Unbounded);
         let mut pending = self.writes.range::<[u8], _>(from).take_while(|(key, _)| keys.contains(key)).peekable();
+        let mut broken = false;
         self.stored(keys, self.before(), &mut |key, head, row| {
             while let Some((own, write)) = pending.next_if(|(own, _)| &own[..] <= key) {
-                visit(own, &write.version.head, &write.version.row)?;
-                if own == key {
-                    return Ok(());
+                let flow = visit(own, &write.version.head, &write.version.row)?;
+                broken = flow.is_break();
+                if broken || own == key {
+                    return Ok(flow);
                 }
             }
-            visit(key, head, row)
+            let flow = visit(key, head, row)?;
+            broken = flow.is_break();
+            Ok(flow)
         })?;
-        for (own, write) in pending {
-            visit(own, &write.version.head, &write.version.row)?;
+        for (own, write) in pending.take_while(|_| !broken) {
+            if visit(own, &write.version.head, &write.version.row)?.is_break() {
+                break;
+            }
         }
         Ok(())
     }
+}
+
+/// What a pair costs while it is held.
+pub(crate) fn pair_bytes(key: &[u8], row: &[u8]) -> usize {
+    key.len() + row.len() + PAIR_BYTES
 }
 
 fn compares(compare: &Compare, head: &Head, value: Option<&[u8]>) -> bool {

@@ -119,6 +119,10 @@ impl<S: Store> StateMachine for DataGroup<S> {
         self.state.meta.applied
     }
 
+    fn imaged(&self) -> Slot {
+        self.state.meta.imaged
+    }
+
     fn apply(&mut self, entries: &[(Slot, Bytes)]) -> Result<Vec<Vec<Outcome>>, StoreError> {
         if self.stale {
             self.reload()?;

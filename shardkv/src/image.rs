@@ -293,7 +293,7 @@ pub(crate) fn finish<S: Store>(
         shard.space = spaces[&shard.space];
         batch.put(keys.shard(shard.id), codec::encode(&shard));
     }
-    let meta = Meta { home: meta.home.map(|home| spaces[&home]), ..meta };
+    let meta = Meta { home: meta.home.map(|home| spaces[&home]), imaged: meta.applied, ..meta };
     batch.put(keys.meta(), codec::encode(&meta));
     {
         let _writing = shared.writing();

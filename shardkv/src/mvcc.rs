@@ -26,8 +26,8 @@ impl Version {
     }
 }
 
-/// What a scan calls for each version: its key, its head, and its row.
-pub(crate) type VisitVersion<'a> = dyn FnMut(&[u8], &Head, &[u8]) -> Result<(), StoreError> + 'a;
+/// What a scan calls for each version (its key, its head, its row); it may break off.
+pub(crate) type VisitVersion<'a> = dyn FnMut(&[u8], &Head, &[u8]) -> Result<ControlFlow<()>, StoreError> + 'a;
 
 /// The version of `key` at `at`, which may be a tombstone.
 pub(crate) fn lookup<V: View>(
@@ -61,10 +61,11 @@ pub(crate) fn scan<V: View>(
         let key = space.rest(row_key);
         let head = Head::parse(row)?;
         if head.mod_revision <= at {
-            visit(key, &head, row)?;
+            visit(key, &head, row)
         } else if let Some(version) = older(view, space, key, at)? {
-            visit(key, &version.head, &version.row)?;
+            visit(key, &version.head, &version.row)
+        } else {
+            Ok(ControlFlow::Continue(()))
         }
-        Ok(ControlFlow::Continue(()))
     })
 }

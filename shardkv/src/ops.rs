@@ -129,7 +129,7 @@ pub struct Txn {
     pub failure: Vec<Op>,
 }
 
-/// Transactions inside transactions; deeper ones do not decode, and gateways must refuse them.
+/// Transactions inside transactions; deeper ones do not decode, and the gateway refuses them.
 pub const TXN_DEPTH_MAX: u32 = 64;
 
 /// Decodes a branch, unless it lies too deep: a few bytes per level must not overflow the stack of

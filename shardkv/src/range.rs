@@ -1,5 +1,6 @@
 //! Gathers a range's answer as etcd does: count over everything, filters, sort, limit.
 
+use crate::exec::pair_bytes;
 use crate::ops::{KeyValue, Range, RangeResult, Sort, SortTarget};
 use crate::record::Head;
 use crate::types::Revision;
@@ -12,11 +13,13 @@ pub(crate) struct Gather<'r> {
     kvs: Vec<KeyValue>,
     count: u64,
     matched: u64,
+    /// Of the pairs held.
+    bytes: usize,
 }
 
 impl<'r> Gather<'r> {
     pub(crate) fn new(range: &'r Range) -> Gather<'r> {
-        Gather { range, kvs: Vec::new(), count: 0, matched: 0 }
+        Gather { range, kvs: Vec::new(), count: 0, matched: 0, bytes: 0 }
     }
 
     pub(crate) fn take(&mut self, key: &[u8], head: &Head, row: &[u8]) {
@@ -32,12 +35,18 @@ impl<'r> Gather<'r> {
         }
         let needs_value = !self.range.keys_only || self.range.sort.target == SortTarget::Value;
         let value = if needs_value { Bytes::copy_from_slice(head.value(row)) } else { Bytes::new() };
+        self.bytes += pair_bytes(key, &value);
         self.kvs.push(head.pair_with(Bytes::copy_from_slice(key), value));
         // Sorting now and then keeps memory near twice the limit, whatever the range's size.
         let room = usize::try_from(limit.saturating_mul(2).saturating_add(1024)).unwrap_or(usize::MAX);
         if limit > 0 && self.kvs.len() >= room {
             self.sort_and_cut();
         }
+    }
+
+    /// Bytes held.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     fn sort_and_cut(&mut self) {
@@ -47,6 +56,7 @@ impl<'r> Gather<'r> {
         }
         if self.range.limit > 0 {
             self.kvs.truncate(usize::try_from(self.range.limit).unwrap_or(usize::MAX));
+            self.bytes = self.kvs.iter().map(|pair| pair_bytes(&pair.key, &pair.value)).sum();
         }
     }
 

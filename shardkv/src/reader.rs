@@ -30,6 +30,12 @@ pub enum ReadError {
     /// The operation cannot be read like this (it writes; a gateway's mistake).
     #[error("malformed read: {0}")]
     Malformed(String),
+    /// The answer does not fit into memory set aside for it.
+    #[error("the answer is too large")]
+    TooLarge,
+    /// Nobody wanted the answer any more.
+    #[error("the read was stopped")]
+    Stopped,
     /// Storage failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -39,7 +45,9 @@ impl From<ExecError> for ReadError {
     fn from(error: ExecError) -> ReadError {
         match error {
             ExecError::Store(error) => ReadError::Store(error),
+            ExecError::Stopped => ReadError::Stopped,
             ExecError::Op(OpError::Compacted { floor }) => ReadError::Compacted { floor },
+            ExecError::Op(OpError::TooLarge) => ReadError::TooLarge,
             ExecError::Op(error) => ReadError::Malformed(error.to_string()),
         }
     }
@@ -71,30 +79,50 @@ impl<S: Store> Reader<S> {
     /// outside of them are left out. A range with a revision of its own reads at that one. The
     /// caller has checked that the revisions are complete here, and that it may serve the read.
     pub fn read(&self, shards: &[(ShardId, Epoch)], op: &Op, at: Revision) -> Result<OpResult, ReadError> {
+        self.read_until(shards, op, at, &|| false)
+    }
+
+    /// The same, unless `stop`, asked now and then, says that nobody wants the answer any more.
+    pub fn read_until(
+        &self,
+        shards: &[(ShardId, Epoch)],
+        op: &Op,
+        at: Revision,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<OpResult, ReadError> {
         if !op.is_read_only() {
             return Err(ReadError::Malformed("the operation writes".into()));
         }
         let behind = Revision(at.0.saturating_add(1));
-        loop {
+        let named = || {
             let owned = self.shared.shards();
-            let territory = territory_of(&owned, &self.shared.keys, shards.iter().copied());
-            let territory = territory.ok_or(ReadError::WrongShard)?;
-            let read = exec::execute(&*self.shared.store, &territory, op, behind, Mode::Read);
-            if Arc::ptr_eq(&owned, &self.shared.shards()) {
+            territory_of(&owned, &self.shared.keys, shards.iter().copied()).ok_or(ReadError::WrongShard)
+        };
+        let mut territory = named()?;
+        loop {
+            let read = exec::execute_until(&*self.shared.store, &territory, op, behind, Mode::Read, stop);
+            let now = named()?;
+            if Arc::ptr_eq(&territory, &now) || *territory == *now {
                 return Ok(read?.result);
             }
-            // Shards changed while we read: seldom (a compaction, a move, an install), so decide anew.
+            // They changed while we read: seldom (a compaction, a move, an install), so decide anew.
+            territory = now;
         }
+    }
+
+    /// The newest revision that can be read here: what is applied, and no floor of the named shards lies
+    /// above it. A compaction above the last applied revision was logged when that was closed, so
+    /// nothing lies between them.
+    pub fn newest(&self, shards: &[(ShardId, Epoch)]) -> Revision {
+        let (_, last) = self.applied();
+        let owned = self.shared.shards();
+        let floors = shards.iter().filter_map(|(id, _)| owned.get(id)).map(|shard| shard.info.floor);
+        floors.max().unwrap_or_default().max(last)
     }
 
     /// Reads at what is applied here; may be stale.
     pub fn serializable(&self, shards: &[(ShardId, Epoch)], op: &Op) -> Result<(Revision, OpResult), ReadError> {
-        // A compaction above the last applied revision was logged when that was closed, so nothing
-        // lies between them, and the floor can be read.
-        let (_, last) = self.applied();
-        let owned = self.shared.shards();
-        let floors = shards.iter().filter_map(|(id, _)| owned.get(id)).map(|shard| shard.info.floor);
-        let at = floors.max().unwrap_or_default().max(last);
+        let at = self.newest(shards);
         Ok((at, self.read(shards, op, at)?))
     }
 }

@@ -161,6 +161,9 @@ pub enum OpError {
     /// The lease does not exist.
     #[error("requested lease not found")]
     LeaseNotFound,
+    /// It touches or answers more than one operation may hold in memory; do it in parts.
+    #[error("the operation touches too many keys or bytes; do it in parts")]
+    TooLarge,
     /// A limit of the leader is reached; try again later.
     #[error("too many requests")]
     Overloaded,

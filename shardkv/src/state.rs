@@ -38,6 +38,8 @@ pub(crate) struct Meta {
     pub(crate) hash: u64,
     /// The space that shards activated without history share.
     pub(crate) home: Option<SpaceId>,
+    /// The slot of the image that was installed last.
+    pub(crate) imaged: Slot,
 }
 
 /// A shard with its keys ready for use.

@@ -5,7 +5,7 @@ use crate::key::{SpaceKeys, meet};
 use crate::types::{Bounds, Keys, KeysEnd, Revision};
 
 /// A stretch of keys in one space.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Part {
     pub(crate) bounds: Bounds,
     pub(crate) space: SpaceKeys,
@@ -14,7 +14,7 @@ pub(crate) struct Part {
 }
 
 /// Parts sorted by start, without overlap.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Territory {
     parts: Vec<Part>,
 }

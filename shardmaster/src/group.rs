@@ -16,6 +16,7 @@ const ROW: &[u8] = b"state";
 #[derive(Serialize, Deserialize)]
 struct Row {
     applied: Slot,
+    imaged: Slot,
     state: MasterState,
 }
 
@@ -23,6 +24,7 @@ struct Row {
 pub struct MasterGroup<S> {
     rows: GroupMeta<S>,
     applied: Slot,
+    imaged: Slot,
     state: Arc<MasterState>,
 }
 
@@ -32,9 +34,9 @@ impl<S: Store> MasterGroup<S> {
         let rows = GroupMeta::open(store, SHARDMASTER_GROUP);
         let row = match rows.get(ROW)? {
             Some(bytes) => decode_row(&bytes)?,
-            None => Row { applied: Slot(0), state: MasterState::default() },
+            None => Row { applied: Slot(0), imaged: Slot(0), state: MasterState::default() },
         };
-        Ok(MasterGroup { rows, applied: row.applied, state: Arc::new(row.state) })
+        Ok(MasterGroup { rows, applied: row.applied, imaged: row.imaged, state: Arc::new(row.state) })
     }
 
     /// The state as of the last applied slot.
@@ -43,7 +45,7 @@ impl<S: Store> MasterGroup<S> {
     }
 
     fn encode_row(&self) -> Bytes {
-        codec::encode(&Row { applied: self.applied, state: (*self.state).clone() })
+        codec::encode(&Row { applied: self.applied, imaged: self.imaged, state: (*self.state).clone() })
     }
 }
 
@@ -57,6 +59,10 @@ impl<S: Store> StateMachine for MasterGroup<S> {
 
     fn applied(&self) -> Slot {
         self.applied
+    }
+
+    fn imaged(&self) -> Slot {
+        self.imaged
     }
 
     fn apply(&mut self, entries: &[(Slot, Bytes)]) -> Result<Vec<MasterOutcome>, StoreError> {
@@ -74,7 +80,7 @@ impl<S: Store> StateMachine for MasterGroup<S> {
                 },
             });
         }
-        let row = codec::encode(&Row { applied, state: state.clone() });
+        let row = codec::encode(&Row { applied, imaged: self.imaged, state: state.clone() });
         self.rows.commit(vec![(ROW.to_vec(), Some(row))])?;
         self.applied = applied;
         self.state = Arc::new(state);
@@ -96,8 +102,9 @@ impl<S: Store> StateMachine for MasterGroup<S> {
         if row.applied <= self.applied {
             return Ok(());
         }
-        self.rows.replace(vec![(ROW.to_vec(), install.bytes.into())])?;
-        self.applied = row.applied;
+        let row = Row { imaged: row.applied, ..row };
+        self.rows.replace(vec![(ROW.to_vec(), codec::encode(&row))])?;
+        (self.applied, self.imaged) = (row.applied, row.imaged);
         self.state = Arc::new(row.state);
         Ok(())
     }

@@ -84,6 +84,17 @@ impl Limits {
         ];
         // Twice: a batch holds one request beside its headers.
         let needed = 2 * self.request_bytes_max;
+        // A frame of the log holds an entry twice as large as ours, and a segment two frames: other nodes'
+        // limits may differ.
+        let entry = self.batch_bytes_max.max(needed);
+        if self.wal_segment_bytes < 4 * entry {
+            return Err(layers.get("wal-segment-bytes", "").bad(format!(
+                "{} bytes cannot hold the largest entries: write at least {} (four times batch-bytes-max, and eight \
+                 times request-bytes-max), or lower those",
+                self.wal_segment_bytes,
+                4 * entry
+            )));
+        }
         match stages.iter().find(|(_, size)| *size < needed) {
             None => Ok(()),
             Some((key, size)) => Err(layers.get(key, "").bad(format!(

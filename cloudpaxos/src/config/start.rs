@@ -70,6 +70,13 @@ pub struct Timing {
     pub lease: Duration,
 }
 
+impl Timing {
+    /// The lease in milliseconds.
+    pub fn lease_ms(&self) -> u64 {
+        u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
 impl Default for Timing {
     fn default() -> Timing {
         Timing {

@@ -67,6 +67,8 @@ struct Stored {
     name: String,
     incarnation: String,
     boot: u64,
+    #[serde(default)]
+    lease_ms: u64,
     members: Vec<StoredMember>,
     data_groups: u32,
     /// Hexadecimal: keys are bytes.
@@ -82,7 +84,7 @@ struct StoredMember {
 }
 
 pub(super) fn encode(identity: &Identity) -> String {
-    let Identity { cluster_id, node_id, name, incarnation, boot, genesis } = identity;
+    let Identity { cluster_id, node_id, name, incarnation, boot, lease_ms, genesis } = identity;
     let member = |member: &Member| StoredMember {
         id: member.id.0,
         name: member.name.to_string(),
@@ -97,6 +99,7 @@ pub(super) fn encode(identity: &Identity) -> String {
         name: name.to_string(),
         incarnation: format!("{incarnation:016x}"),
         boot: *boot,
+        lease_ms: *lease_ms,
         members: genesis.members.iter().map(member).collect(),
         data_groups: genesis.data_groups,
         shard_boundaries: genesis.boundaries.iter().map(|key| hex(key)).collect(),
@@ -141,6 +144,7 @@ fn restore(stored: Stored) -> Result<Identity, String> {
         name: NodeName::parse(&stored.name)?,
         incarnation: number(&stored.incarnation)?,
         boot: stored.boot,
+        lease_ms: stored.lease_ms,
         genesis: Genesis {
             token: stored.cluster_token,
             members: stored.members.into_iter().map(member).collect::<Result<_, _>>()?,

@@ -45,6 +45,9 @@ pub struct Identity {
     pub incarnation: u64,
     /// How often the directory was started, this time included.
     pub boot: u64,
+    /// The longest lease, in milliseconds, that the node may ever have granted: after a start it keeps
+    /// its word for so long.
+    pub lease_ms: u64,
     /// The cluster as it was described at the first start.
     pub genesis: Genesis,
 }
@@ -58,6 +61,8 @@ pub struct Claim<'a> {
     pub token: Option<&'a str>,
     /// The described cluster, if one was given.
     pub genesis: Option<&'a Genesis>,
+    /// The leases, in milliseconds, that the node will grant.
+    pub lease_ms: u64,
 }
 
 /// A directory that is this node's and nobody else's while the value lives.
@@ -86,6 +91,7 @@ pub fn open(path: &Path, claim: Claim<'_>) -> Result<DataDir, IdentityError> {
         Some(mut identity) => {
             let notes = check(path, &identity, claim)?;
             identity.boot += 1;
+            identity.lease_ms = identity.lease_ms.max(claim.lease_ms);
             (identity, false, notes)
         }
         None => (bootstrap(path, claim)?, true, Vec::new()),
@@ -106,6 +112,7 @@ fn bootstrap(path: &Path, claim: Claim<'_>) -> Result<Identity, IdentityError> {
         name: claim.name.clone(),
         incarnation: rand::random::<u64>().max(1),
         boot: 1,
+        lease_ms: claim.lease_ms,
         genesis: genesis.clone(),
     })
 }

@@ -21,12 +21,12 @@ fn genesis(token: &str) -> Genesis {
 /// Opens `path` as this node, as a first start would.
 fn open_as(path: &Path, node: &str) -> Result<DataDir, IdentityError> {
     let (name, genesis) = (name(node), genesis("t"));
-    open(path, Claim { name: &name, token: Some("t"), genesis: Some(&genesis) })
+    open(path, Claim { name: &name, token: Some("t"), genesis: Some(&genesis), lease_ms: 800 })
 }
 
 /// Opens `path` as a later start would, with nothing but a name.
 fn open_again(path: &Path) -> Result<DataDir, IdentityError> {
-    open(path, Claim { name: &name("n2"), token: None, genesis: None })
+    open(path, Claim { name: &name("n2"), token: None, genesis: None, lease_ms: 300 })
 }
 
 fn directory() -> tempfile::TempDir {
@@ -77,7 +77,7 @@ fn another_nodes_or_clusters_directory_is_refused_and_left_alone() {
     let error = open_as(base.path(), "n1").expect_err("it is n2's");
     assert!(matches!(error, IdentityError::OtherNode { .. }), "{error}");
     let (n2, other) = (name("n2"), genesis("other"));
-    let error = open(base.path(), Claim { name: &n2, token: Some("other"), genesis: Some(&other) });
+    let error = open(base.path(), Claim { name: &n2, token: Some("other"), genesis: Some(&other), lease_ms: 800 });
     let error = error.expect_err("it is another cluster's");
     assert!(matches!(error, IdentityError::OtherCluster { .. }), "{error}");
     assert_eq!(fs::read(base.path().join(file::NAME)).expect("a file"), before, "refused starts are not counted");
@@ -90,7 +90,8 @@ fn a_changed_description_is_noted_and_ignored() {
     let (n2, mut changed) = (name("n2"), genesis("t"));
     changed.members.pop();
     changed.data_groups = 7;
-    let again = open(base.path(), Claim { name: &n2, token: None, genesis: Some(&changed) }).expect("still ours");
+    let again = open(base.path(), Claim { name: &n2, token: None, genesis: Some(&changed), lease_ms: 800 })
+        .expect("still ours");
     assert_eq!(again.identity.genesis, born.genesis);
     assert_eq!(again.notes.len(), 2, "{:?}", again.notes);
     assert!(again.notes[0].contains("--initial-cluster") && again.notes[1].contains("--data-groups"));

@@ -113,6 +113,7 @@ impl Site {
                     heartbeat_micros: micros(self.timing.heartbeat),
                     peer_timeout_micros: micros(self.timing.election_timeout),
                     lease_micros: micros(self.timing.lease),
+                    granted_before_micros: identity.lease_ms.saturating_mul(1000),
                     ..CoreTiming::default()
                 },
                 read_mode: match self.read_mode {

@@ -33,16 +33,31 @@ fn bind(address: &str, option: &str) -> Result<TcpListener, Failure> {
     Ok(listener)
 }
 
+/// A panic on any thread ends the process: a node that has lost its apply thread would keep its leases,
+/// and others would wait for it.
+pub(crate) fn abort_on_panic() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        usual(info);
+        std::process::abort();
+    }));
+}
+
 /// Runs one node of a cluster until it is told to stop.
 pub fn start(config: StartConfig) -> Result<(), Failure> {
     logging::install(&config.log);
+    abort_on_panic();
     let client =
         config.listen_client.as_ref().map(|address| bind(&address.to_string(), "--listen-client")).transpose()?;
     let peer = config.listen_peer.as_ref().map(|address| bind(&address.to_string(), "--listen-peer")).transpose()?;
     let directory = match (&config.data_dir, config.roles.hosts_replicas()) {
         (Some(path), true) => {
-            let claim =
-                Claim { name: &config.name, token: config.cluster_token.as_deref(), genesis: config.genesis.as_ref() };
+            let claim = Claim {
+                name: &config.name,
+                token: config.cluster_token.as_deref(),
+                genesis: config.genesis.as_ref(),
+                lease_ms: config.timing.lease_ms(),
+            };
             let directory = identity::open(path, claim)?;
             directory.notes.iter().for_each(|note| tracing::warn!("{note}"));
             Some(directory)
@@ -69,6 +84,7 @@ pub fn start(config: StartConfig) -> Result<(), Failure> {
 /// Runs an embedded cluster of three nodes in this process until it is told to stop.
 pub fn dev(config: DevConfig) -> Result<(), Failure> {
     logging::install(&config.log);
+    abort_on_panic();
     let client = bind(&config.listen.to_string(), "--listen")?;
     let client_port = client.local_addr().map_err(failed("read the client port"))?;
     let mut peers = BTreeMap::new();
@@ -86,7 +102,13 @@ pub fn dev(config: DevConfig) -> Result<(), Failure> {
     for member in &config.genesis.members {
         let path = config.data_dir.join(member.name.as_str());
         std::fs::create_dir_all(&config.data_dir).map_err(failed(format!("create {}", config.data_dir.display())))?;
-        let claim = Claim { name: &member.name, token: Some(&config.genesis.token), genesis: Some(&config.genesis) };
+        let timing = Timing::default();
+        let claim = Claim {
+            name: &member.name,
+            token: Some(&config.genesis.token),
+            genesis: Some(&config.genesis),
+            lease_ms: timing.lease_ms(),
+        };
         let directory = identity::open(&path, claim)?;
         let site = Site {
             name: member.name.to_string(),
@@ -96,7 +118,7 @@ pub fn dev(config: DevConfig) -> Result<(), Failure> {
             roles: if client.is_some() { Roles::all() } else { member.roles.clone() },
             client_address: if client.is_some() { client_port.to_string() } else { String::new() },
             read_mode: ReadMode::Lease,
-            timing: Timing::default(),
+            timing,
             limits: Limits::default(),
         };
         let ports = Ports { client: client.take(), peer: peers.remove(&member.id) };

@@ -7,6 +7,7 @@ use super::errors::{
 use bytes::Bytes;
 use proto::etcdserverpb as pb;
 use proto::etcdserverpb::request_op::Request;
+use shardkv::ops::TXN_DEPTH_MAX;
 use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) fn range(request: &pb::RangeRequest) -> Result<(), EtcdError> {
@@ -39,14 +40,15 @@ pub(crate) fn delete(request: &pb::DeleteRangeRequest) -> Result<(), EtcdError> 
 }
 
 pub(crate) fn txn(request: &pb::TxnRequest, ops_max: usize) -> Result<(), EtcdError> {
-    txn_ops(request, ops_max)?;
+    txn_ops(request, ops_max, TXN_DEPTH_MAX)?;
     Writes::of(&request.success)?;
     Writes::of(&request.failure)?;
     Ok(())
 }
 
 /// The longest of the three lists counts, and what is left is the budget of the nested ones.
-fn txn_ops(request: &pb::TxnRequest, ops_max: usize) -> Result<(), EtcdError> {
+fn txn_ops(request: &pb::TxnRequest, ops_max: usize, depth_max: u32) -> Result<(), EtcdError> {
+    let Some(depth_left) = depth_max.checked_sub(1) else { return Err(TOO_MANY_OPS) };
     let ops = request.compare.len().max(request.success.len()).max(request.failure.len());
     let Some(left) = ops_max.checked_sub(ops) else { return Err(TOO_MANY_OPS) };
     if request.compare.iter().any(|compare| compare.key.is_empty()) {
@@ -63,7 +65,7 @@ fn txn_ops(request: &pb::TxnRequest, ops_max: usize) -> Result<(), EtcdError> {
         Some(Request::RequestRange(request)) => range(request),
         Some(Request::RequestPut(request)) => put(request),
         Some(Request::RequestDeleteRange(request)) => delete(request),
-        Some(Request::RequestTxn(request)) => txn_ops(request, left),
+        Some(Request::RequestTxn(request)) => txn_ops(request, left, depth_left),
         // An operation without content; etcd's choice of words.
         None => Err(KEY_NOT_FOUND),
     })

@@ -24,9 +24,9 @@ fn member(node: &NodeInfo) -> pb::Member {
     }
 }
 
-/// Nodes are added, drained and replaced by the shardmaster, not by moving votes of one group.
+/// A node hosts replicas of many groups: adding one is more than one vote.
 fn not_by_this_api() -> Status {
-    Status::unimplemented("cloudpaxos: the members change through the admin API and its commands, not through etcd's")
+    Status::unimplemented("cloudpaxos: the nodes of a cluster are those of its first start; they cannot be changed")
 }
 
 #[tonic::async_trait]

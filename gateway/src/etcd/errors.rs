@@ -49,6 +49,7 @@ impl From<CallError> for Status {
         match error {
             CallError::Failed(OpError::Compacted { .. }) => COMPACTED.into(),
             CallError::Failed(OpError::FutureRevision { .. }) => FUTURE_REVISION.into(),
+            CallError::Failed(OpError::TooLarge) => REQUEST_TOO_LARGE.into(),
             CallError::Failed(OpError::KeyNotFound) => KEY_NOT_FOUND.into(),
             CallError::Failed(OpError::LeaseNotFound) => LEASE_NOT_FOUND.into(),
             CallError::Failed(OpError::Overloaded) | CallError::Overloaded => TOO_MANY_REQUESTS.into(),

@@ -56,21 +56,23 @@ impl maintenance_server::Maintenance for Maintenance {
     }
 
     async fn hash(&self, _: Request<pb::HashRequest>) -> Result<Response<pb::HashResponse>, Status> {
-        Err(Status::unimplemented("cloudpaxos: Hash is not served; replicas compare rolling hashes of their logs"))
+        Err(Status::unimplemented(
+            "cloudpaxos: Hash is not served: there is no database file whose bytes replicas share",
+        ))
     }
 
     async fn hash_kv(&self, _: Request<pb::HashKvRequest>) -> Result<Response<pb::HashKvResponse>, Status> {
-        Err(Status::unimplemented("cloudpaxos: HashKV is not served; replicas compare rolling hashes of their logs"))
+        Err(Status::unimplemented("cloudpaxos: HashKV is not served: keys lie in several replica groups"))
     }
 
     type SnapshotStream = BoxStream<'static, Result<pb::SnapshotResponse, Status>>;
 
     async fn snapshot(&self, _: Request<pb::SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
-        Err(Status::unimplemented("cloudpaxos: there is no single database file to send; use the backup command"))
+        Err(Status::unimplemented("cloudpaxos: there is no single database file to send"))
     }
 
     async fn move_leader(&self, _: Request<pb::MoveLeaderRequest>) -> Result<Response<pb::MoveLeaderResponse>, Status> {
-        Err(Status::unimplemented("cloudpaxos: every replica group has its own leader; use the admin API"))
+        Err(Status::unimplemented("cloudpaxos: every replica group has its own leader, and none is moved by request"))
     }
 
     async fn downgrade(&self, _: Request<pb::DowngradeRequest>) -> Result<Response<pb::DowngradeResponse>, Status> {

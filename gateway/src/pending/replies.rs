@@ -75,6 +75,10 @@ impl Pending {
         }
         match result {
             OpResult::Range(range) if self.parts.len() > 1 => self.finish_if_complete(index, revision, range, cx),
+            OpResult::Range(range) if range_bytes(&range) > cx.core.config.answer_bytes_max => {
+                let limit_bytes = cx.core.config.answer_bytes_max;
+                Next::Finish(Err(CallError::AnswerTooLarge { limit_bytes }))
+            }
             result => Next::Finish(Ok(Answer { revision, body: AnswerBody::Op(result) })),
         }
     }
@@ -153,6 +157,10 @@ impl Pending {
             // The gateway chose the revision, and it was collected meanwhile: choose a newer one.
             (_, OpError::Compacted { .. }) if self.parts.len() > 1 && self.explicit_revision().is_none() => {
                 self.restart_read(cx)
+            }
+            (_, OpError::TooLarge) => {
+                let limit_bytes = cx.core.config.answer_bytes_max;
+                Next::Finish(Err(CallError::AnswerTooLarge { limit_bytes }))
             }
             (_, OpError::SessionExpired) => self.pause(index, cx),
             _ => Next::Finish(Err(error.into())),

@@ -109,6 +109,26 @@ fn a_future_revision_is_refused_only_if_the_sequencer_says_so() {
 }
 
 #[test]
+fn a_serializable_read_of_a_future_revision_is_refused_like_any_other() {
+    let mut world = World::with_map(map(1, &[("", 2), ("g", 3)]));
+    let op = Op::Range(Range { revision: Revision(30), ..all() });
+    world.call(1, Call::Op { op: op.clone(), serializable: true });
+    let (node, request) = world.take_one();
+    assert_eq!(request.body, RequestBody::CurrentRevision);
+    world.reply(node, &request, ReplyBody::Current { revision: Revision(29) });
+    let expected = CallError::Failed(OpError::FutureRevision { current: Revision(29) });
+    assert_eq!(world.answers(), [(1, Err(expected))]);
+
+    world.call(2, Call::Op { op, serializable: true });
+    let (node, request) = world.take_one();
+    world.reply(node, &request, ReplyBody::Current { revision: Revision(30) });
+    let modes: Vec<_> = world.take_all().into_iter().map(|(_, request)| request.body).collect();
+    assert_eq!(modes.len(), 2);
+    let serializable = |body: &RequestBody| matches!(body, RequestBody::Read { mode: ReadMode::Serializable, .. });
+    assert!(modes.iter().all(serializable), "{modes:?}");
+}
+
+#[test]
 fn serializable_reads_prefer_the_own_node_and_go_round_the_replicas() {
     let config = GatewayConfig { local: Some(NodeId(3)), ..GatewayConfig::default() };
     let mut world = World::with_config(map(1, &[("", 2)]), config);

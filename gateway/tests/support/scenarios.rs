@@ -133,6 +133,7 @@ pub async fn ranges(t: &mut Transcript) {
     t.range(pb::RangeRequest { count_only: true, keys_only: true, ..get("a") }).await;
     t.say("serializable");
     t.range(pb::RangeRequest { serializable: true, ..range("a", "b") }).await;
+    t.range(pb::RangeRequest { serializable: true, revision: 1_000_000, ..range("a", "b") }).await;
 }
 
 /// Orders. No two keys tie, but where the order is by key.

@@ -11,216 +11,34 @@
 mod lead;
 mod reads;
 mod reclaim;
+mod scans;
 mod sequencing;
+mod stamping;
 mod status;
 mod transfer;
+mod types;
 mod upkeep;
 
+pub use scans::ScanJob;
 pub use status::{CoreStatus, GroupStatus};
 pub use transfer::{PIECE_BYTES as TRANSFER_PIECE_BYTES, SnapshotEvent, SnapshotJob};
+pub use types::{Applied, ApplyJob, CoreConfig, EntryOutcome, Hosted, Input, Limits, Machine, Outputs, ReadMode};
 
 use crate::wire::NodeMessage;
-use bytes::Bytes;
 use lead::Lead;
 use paxos::election::Status;
-use paxos::heartbeat::{Heartbeats, Timing};
-use paxos::{Envelope, GroupId, NodeId, Record, Recovered, Replica, ReplicaConfig, Slot, Time, Wire};
+use paxos::heartbeat::Heartbeats;
+use paxos::{Envelope, GroupId, NodeId, Replica, ReplicaConfig, Slot, Time, Wire};
 use sequencing::SequencerTerm;
-use shardkv::Reader;
-use shardkv::command::Outcome;
-use shardkv::map::{NodeInfo, SHARDMASTER_GROUP, ShardMap};
-use shardkv::request::{Reply, Request};
+use shardkv::map::{SHARDMASTER_GROUP, ShardMap};
 use shardkv::store::Store;
 use shardkv::types::Revision;
-use shardmaster::{MasterOutcome, MasterState};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use transfer::Transfers;
 
 /// Followers learn what is decided with the next Accept, or after this.
 const TELL_DELAY_MICROS: u64 = 3_000;
-
-/// How a leader makes sure that it still leads before it answers a read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ReadMode {
-    /// By the lease that a quorum granted it.
-    #[default]
-    Lease,
-    /// By asking a quorum, one batched round for all that waits.
-    Quorum,
-}
-
-/// What a node's core needs to know.
-#[derive(Clone, Debug)]
-pub struct CoreConfig {
-    /// This node.
-    pub me: NodeId,
-    /// The durable boot counter.
-    pub boot: u64,
-    /// How this node is reached; the shardmaster keeps it in the map.
-    pub info: NodeInfo,
-    /// All nodes that host replicas, this one included or not.
-    pub nodes: Vec<NodeId>,
-    /// Durations.
-    pub timing: Timing,
-    /// How reads are checked.
-    pub read_mode: ReadMode,
-    /// The map that the shardmaster's first leader proposes.
-    pub genesis: ShardMap,
-    /// Bounds.
-    pub limits: Limits,
-}
-
-/// Bounds of a node's queues.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Bytes of write requests waiting in one group's leader.
-    pub inbox_bytes_max: usize,
-    /// Commands in one entry.
-    pub batch_commands_max: usize,
-    /// Payload bytes in one entry; a single larger command travels alone.
-    pub batch_bytes_max: usize,
-    /// Reads waiting in one group's leader.
-    pub reads_max: usize,
-    /// Bytes decided but not yet applied, per group; beyond, the leader refuses writes.
-    pub apply_lag_bytes_max: usize,
-    /// Proposals in flight per group.
-    pub proposals_max: usize,
-    /// Bytes of entries kept in memory for peers that lag, per group.
-    pub kept_bytes_max: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Limits {
-        Limits {
-            inbox_bytes_max: 64 << 20,
-            batch_commands_max: 1024,
-            batch_bytes_max: 1 << 20,
-            reads_max: 65_536,
-            apply_lag_bytes_max: 64 << 20,
-            proposals_max: 8,
-            kept_bytes_max: 16 << 20,
-        }
-    }
-}
-
-/// What an applied entry answered.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum EntryOutcome {
-    /// Of a data group, one per command.
-    Data(Vec<Outcome>),
-    /// Of the shardmaster group.
-    Master(MasterOutcome),
-}
-
-/// What the state machine of a group is, as far as the core reads it.
-pub enum Machine<S: Store> {
-    /// A data group's readable state.
-    Data(Reader<S>),
-    /// The shardmaster's state as of the last report.
-    Master(Arc<MasterState>),
-}
-
-/// What can happen to a node.
-#[derive(Clone, Debug)]
-pub enum Input {
-    /// A message from another node.
-    Message {
-        /// The sender.
-        from: NodeId,
-        /// What it says.
-        message: NodeMessage,
-    },
-    /// A request from a gateway; the reply goes out under the same token.
-    Request {
-        /// Chosen by the host.
-        token: u64,
-        /// The request.
-        request: Request,
-    },
-    /// Everything logged up to this ticket is durable; the newest lies in this log segment.
-    Durable {
-        /// The last durable ticket.
-        ticket: u64,
-        /// The sequence number of the segment that is being written.
-        segment: u64,
-    },
-    /// Entries were applied.
-    Applied(Applied),
-    /// Time has passed.
-    Tick,
-    /// The store made durable what [`Outputs::flush`] asked for.
-    Flushed(u64),
-    /// What a [`SnapshotJob`] led to.
-    Snapshot(transfer::SnapshotEvent),
-    /// The log has no room (or has again).
-    NoSpace(bool),
-}
-
-/// A report of the state machines' host.
-#[derive(Clone, Debug)]
-pub struct Applied {
-    /// The group.
-    pub group: GroupId,
-    /// The last slot applied.
-    pub slot: Slot,
-    /// What the entries up to `slot` answered, the first being of this slot.
-    pub first: Slot,
-    /// One per entry.
-    pub outcomes: Vec<EntryOutcome>,
-    /// Payload bytes of the entries.
-    pub bytes: usize,
-    /// The shardmaster's state behind them, if it is that group.
-    pub master: Option<Arc<MasterState>>,
-}
-
-/// Entries to apply.
-#[derive(Clone, Debug)]
-pub struct ApplyJob {
-    /// The group.
-    pub group: GroupId,
-    /// Consecutive entries.
-    pub entries: Vec<(Slot, Bytes)>,
-    /// Somebody waits for the outcomes (this node leads); else they may wait for others, for a few
-    /// milliseconds, and the report for the next turn.
-    pub urgent: bool,
-}
-
-/// What a turn wants done.
-#[derive(Debug, Default)]
-pub struct Outputs {
-    /// For the log, in order.
-    pub log: Vec<(GroupId, Record)>,
-    /// The number under which to append them; reported back by [`Input::Durable`].
-    pub ticket: u64,
-    /// The log's part is what a reclaim rewrites: on a full disk it may use the reserve.
-    pub reclaim: bool,
-    /// To other nodes, in order.
-    pub send: Vec<(NodeId, NodeMessage)>,
-    /// For the state machines, in order.
-    pub apply: Vec<ApplyJob>,
-    /// Answers.
-    pub replies: Vec<(u64, Reply)>,
-    /// Images to read or to install.
-    pub snapshots: Vec<SnapshotJob>,
-    /// Flush the store, then report [`Input::Flushed`] with this number.
-    pub flush: Option<u64>,
-    /// Log segments up to this one are no longer needed.
-    pub release: Option<u64>,
-}
-
-impl Outputs {
-    /// Whether there is nothing to do.
-    pub fn is_empty(&self) -> bool {
-        self.log.is_empty()
-            && self.send.is_empty()
-            && self.apply.is_empty()
-            && self.replies.is_empty()
-            && self.snapshots.is_empty()
-            && self.flush.is_none()
-            && self.release.is_none()
-    }
-}
 
 /// One replica and what hangs on it.
 struct Group<S: Store> {
@@ -258,22 +76,10 @@ pub struct Core<S: Store> {
     /// Groups led here whose peers have not heard what is decided, and when they shall be told.
     untold: BTreeMap<GroupId, Time>,
     transfers: Transfers,
+    scans: BTreeMap<u64, scans::Scan>,
+    next_scan: u64,
     reclaim: reclaim::Reclaim,
     out: Outputs,
-}
-
-/// A replica to host, as recovered.
-pub struct Hosted<S: Store> {
-    /// The group.
-    pub group: GroupId,
-    /// Its replicas.
-    pub replicas: Vec<NodeId>,
-    /// Its acceptor's state.
-    pub recovered: Recovered,
-    /// Its state machine's slot.
-    pub applied: Slot,
-    /// Its readable state.
-    pub machine: Machine<S>,
 }
 
 impl<S: Store> Core<S> {
@@ -296,6 +102,8 @@ impl<S: Store> Core<S> {
             no_space: false,
             untold: BTreeMap::new(),
             transfers: Transfers::default(),
+            scans: BTreeMap::new(),
+            next_scan: 0,
             reclaim: reclaim::Reclaim::default(),
             out: Outputs::default(),
             config,
@@ -337,6 +145,7 @@ impl<S: Store> Core<S> {
                 self.segment_reached(segment);
             }
             Input::Applied(applied) => self.applied(now, applied),
+            Input::Scanned { number, result } => self.scanned(now, number, result),
             Input::Tick => self.tick(now),
             Input::Flushed(number) => self.flushed(now, number),
             Input::Snapshot(event) => self.snapshot_event(now, event),

@@ -6,6 +6,7 @@
 //! x=new, y=old while a snapshot over both sees x=old, y=new.
 
 use super::lead::Waiter;
+use super::scans::reads_ranges;
 use super::{Core, Machine, ReadMode};
 use paxos::{GroupId, NodeId, Time};
 use shardkv::ReadError;
@@ -27,7 +28,7 @@ pub(super) struct WaitingRead {
 }
 
 /// The largest revision that a range in `op` asks for by itself; 0 if none does.
-fn explicit_revision(op: &Op) -> Revision {
+pub(super) fn explicit_revision(op: &Op) -> Revision {
     match op {
         Op::Range(range) => range.revision,
         Op::Put(_) | Op::Delete(_) => Revision(0),
@@ -42,7 +43,7 @@ impl<S: Store> Core<S> {
         let waiter = Waiter::Gateway(token, request.id);
         match &request.body {
             RequestBody::Write { .. } => self.write(token, request),
-            RequestBody::Read { mode: Freshness::Serializable, .. } => self.serializable(token, &request),
+            RequestBody::Read { mode: Freshness::Serializable, .. } => self.serializable(now, token, request),
             RequestBody::Read { .. } | RequestBody::Compact { .. } => self.wait_for_writes(now, token, request),
             RequestBody::CurrentRevision => self.current_asked(now, token, request.id),
             RequestBody::Map { have_version } => {
@@ -103,45 +104,68 @@ impl<S: Store> Core<S> {
                 let revision = *revision;
                 self.compact(id, waiter, revision);
             }
-            RequestBody::Read { .. } => {
-                let body = self.read_now(id, &read);
-                self.release(now, id, read, body);
-            }
+            RequestBody::Read { .. } => self.read_or_scan(now, id, read),
             _ => {}
         }
     }
 
-    fn read_now(&mut self, id: GroupId, read: &WaitingRead) -> ReplyBody {
+    /// Executes a read whose writes are all applied: fixes its revision, and reads at that one, here if
+    /// it names each key, else beside the turns.
+    pub(super) fn read_or_scan(&mut self, now: Time, id: GroupId, read: WaitingRead) {
+        let waiter = Waiter::Gateway(read.token, read.request.id);
         let RequestBody::Read { shards, op, mode } = &read.request.body else {
-            return ReplyBody::Failed(OpError::Malformed("not a read".into()));
+            return self.answer(waiter, ReplyBody::Failed(OpError::Malformed("not a read".into())));
         };
-        let Some(group) = self.groups.get_mut(&id) else { return ReplyBody::NotLeader { hint: None } };
-        let Machine::Data(reader) = &group.machine else {
-            return ReplyBody::Failed(OpError::Malformed(format!("{id} holds no keys")));
+        let serializable = *mode == Freshness::Serializable;
+        let reader = match self.groups.get(&id).map(|group| &group.machine) {
+            Some(Machine::Data(reader)) => reader.clone(),
+            Some(Machine::Master(_)) => {
+                let error = OpError::Malformed(format!("{id} holds no keys"));
+                return self.answer(waiter, ReplyBody::Failed(error));
+            }
+            None => return self.answer(waiter, ReplyBody::NotLeader { hint: None }),
         };
-        let newest = reader.applied().1.max(read.known);
+        let newest = reader.newest(shards).max(read.known);
         let (at, header) = match mode {
-            Freshness::At(revision) => (*revision, newest.max(*revision)),
+            Freshness::At(revision) => (*revision, *revision),
             Freshness::Linearizable | Freshness::Serializable => (newest, newest),
         };
-        let explicit = explicit_revision(op);
-        if explicit > header {
-            return ReplyBody::Failed(OpError::FutureRevision { current: header });
+        if explicit_revision(op) > newest.max(at) {
+            return match serializable {
+                true => self.answer(waiter, ReplyBody::NotLeader { hint: self.leader_of(id) }),
+                false => {
+                    let error = OpError::FutureRevision { current: newest.max(at) };
+                    self.release(now, id, read, ReplyBody::Failed(error))
+                }
+            };
         }
-        // Everything that arrived before is applied, and what comes later is stamped above a number
-        // that the sequencer has handed out: this range of history is complete.
-        if let Some(lead) = group.lead.as_mut().filter(|lead| lead.in_flight() == 0) {
-            lead.closed = lead.closed.max(at);
+        if !serializable {
+            self.close_at(id, at);
         }
-        let header = if matches!(mode, Freshness::At(_)) { at } else { header };
-        match reader.read(shards, op, at) {
+        if reads_ranges(op) {
+            return self.begin_scan(id, read, at, header);
+        }
+        let body = match reader.read(shards, op, at) {
             Ok(result) => ReplyBody::Done { revision: header, result },
             Err(error) => read_failure(error),
+        };
+        match serializable {
+            true => self.answer(waiter, body),
+            false => self.release(now, id, read, body),
+        }
+    }
+
+    /// Nothing at or below a revision that is read will be stamped: everything that arrived before is
+    /// applied, and what comes later is stamped above a number that the sequencer has handed out.
+    fn close_at(&mut self, id: GroupId, at: Revision) {
+        let lead = self.groups.get_mut(&id).and_then(|group| group.lead.as_mut());
+        if let Some(lead) = lead.filter(|lead| lead.in_flight() == 0) {
+            lead.closed = lead.closed.max(at);
         }
     }
 
     /// Answers a read, if this node still leads.
-    fn release(&mut self, now: Time, id: GroupId, read: WaitingRead, body: ReplyBody) {
+    pub(super) fn release(&mut self, now: Time, id: GroupId, read: WaitingRead, body: ReplyBody) {
         match self.config.read_mode {
             ReadMode::Lease if self.has_lease(now, id) => {
                 self.answer(Waiter::Gateway(read.token, read.request.id), body)
@@ -161,10 +185,14 @@ impl<S: Store> Core<S> {
     /// Sends a reply once a quorum has confirmed, in a round begun from now on, that this node leads.
     pub(super) fn confirm_then(&mut self, now: Time, id: GroupId, token: u64, reply: Reply) {
         let Some(group) = self.groups.get_mut(&id) else { return };
-        let round = group.replica.confirm_round();
+        let (round, reads_max) = (group.replica.confirm_round(), self.config.limits.reads_max);
         let Some(lead) = group.lead.as_mut() else {
             return self.answer(Waiter::Gateway(token, reply.id), ReplyBody::NotLeader { hint: None });
         };
+        if lead.confirming.len() >= reads_max {
+            // A leader without a quorum, which the askers will give up.
+            return self.answer(Waiter::Gateway(token, reply.id), ReplyBody::Failed(OpError::Overloaded));
+        }
         lead.confirming.push_back((round, token, reply));
         self.step(now, id, paxos::Input::Confirm);
         self.confirmed(id);
@@ -212,22 +240,19 @@ impl<S: Store> Core<S> {
         lead.reads.retain(|_, reads| !reads.is_empty());
     }
 
-    fn serializable(&mut self, token: u64, request: &Request) {
-        let waiter = Waiter::Gateway(token, request.id);
-        let RequestBody::Read { shards, op, .. } = &request.body else { return };
-        let hint: Option<NodeId> = self.leader_of(request.group);
-        let body = match self.groups.get(&request.group).map(|group| &group.machine) {
-            Some(Machine::Data(reader)) => {
-                let (current, wanted) = (reader.applied().1, explicit_revision(op));
-                match reader.serializable(shards, op) {
-                    _ if wanted > current => ReplyBody::NotLeader { hint },
-                    Ok((revision, result)) => ReplyBody::Done { revision, result },
-                    Err(error) => read_failure(error),
-                }
+    /// Reads what is applied here, whoever leads.
+    fn serializable(&mut self, now: Time, token: u64, request: Request) {
+        let id = request.group;
+        let expires = now.plus(request.patience_micros);
+        match self.groups.get(&id).map(|group| &group.machine) {
+            Some(Machine::Data(_)) => {
+                self.read_or_scan(now, id, WaitingRead { token, request, expires, known: Revision(0) });
             }
-            Some(Machine::Master(_)) | None => ReplyBody::NotLeader { hint },
-        };
-        self.answer(waiter, body);
+            Some(Machine::Master(_)) | None => {
+                let hint: Option<NodeId> = self.leader_of(id);
+                self.answer(Waiter::Gateway(token, request.id), ReplyBody::NotLeader { hint });
+            }
+        }
     }
 
     /// Logs a compaction in a data group, behind everything that arrived before.
@@ -266,10 +291,12 @@ impl<S: Store> Core<S> {
     }
 }
 
-fn read_failure(error: ReadError) -> ReplyBody {
+pub(super) fn read_failure(error: ReadError) -> ReplyBody {
     match error {
         ReadError::WrongShard => ReplyBody::WrongShard,
         ReadError::Compacted { floor } => ReplyBody::Failed(OpError::Compacted { floor }),
+        ReadError::TooLarge => ReplyBody::Failed(OpError::TooLarge),
+        ReadError::Stopped => ReplyBody::NotLeader { hint: None },
         ReadError::Malformed(what) => ReplyBody::Failed(OpError::Malformed(what)),
         // The host learns of a broken store from its own next write; the reader only refuses.
         ReadError::Store(error) => {

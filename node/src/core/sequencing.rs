@@ -183,7 +183,8 @@ impl<S: Store> Core<S> {
     fn confirm_numbers(&mut self, now: Time, to: NodeId, ask: AskId, first: Revision) {
         let Some(group) = self.groups.get(&SHARDMASTER_GROUP) else { return };
         let round = group.replica.confirm_round();
-        if let Some(term) = &mut self.sequencer {
+        // Beyond the bound nobody is answered; whoever asked asks anew.
+        if let Some(term) = self.sequencer.as_mut().filter(|term| term.confirming.len() < WAITING_MAX) {
             term.confirming.push_back((round, to, ask, first));
         }
         self.step(now, SHARDMASTER_GROUP, paxos::Input::Confirm);

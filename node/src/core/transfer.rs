@@ -207,6 +207,13 @@ impl<S: Store> Core<S> {
                 self.send_piece(transfer);
             }
             SnapshotEvent::Stored { group, transfer, sequence, installed, failed } => {
+                if let Some(slot) = installed {
+                    // Also where the transfer was given up meanwhile: the state is the image's now.
+                    if let Some(group) = self.groups.get_mut(&group) {
+                        group.applied = group.applied.max(slot);
+                    }
+                    self.step(now, group, paxos::Input::Installed(slot));
+                }
                 let Some(current) = self.transfers.receiving.get_mut(&group).filter(|it| it.transfer == transfer)
                 else {
                     return;
@@ -220,12 +227,8 @@ impl<S: Store> Core<S> {
                 current.next = sequence + 1;
                 current.moved_at = now;
                 self.out.send.push((from, NodeMessage::SnapshotAck { group, transfer, sequence }));
-                if let Some(slot) = installed {
+                if installed.is_some() {
                     self.transfers.receiving.remove(&group);
-                    if let Some(group) = self.groups.get_mut(&group) {
-                        group.applied = group.applied.max(slot);
-                    }
-                    self.step(now, group, paxos::Input::Installed(slot));
                 }
             }
         }

@@ -150,7 +150,7 @@ impl<S: Store> Core<S> {
         let Some(lead) = group.lead.as_mut() else { return };
         let age = now.since(lead.since);
         let wanted = close && lead.ready && age > SETTLED_MICROS;
-        lead.draining = wanted && age % (4 * SETTLED_MICROS) < SETTLED_MICROS + DRAIN_MICROS;
+        lead.draining = wanted && (age - SETTLED_MICROS) % (4 * SETTLED_MICROS) < DRAIN_MICROS;
         if lead.draining && lead.is_drained() {
             self.step(now, id, paxos::Input::HandOver(target));
         }

@@ -41,29 +41,30 @@ pub fn spawn<S: Store>(readers: Vec<Reader<S>>) -> std::io::Result<Collector> {
 
 fn run<S: Store>(readers: &[Reader<S>], stopped: &Receiver<()>) {
     let mut collected = vec![Revision(0); readers.len()];
-    let mut risen: Vec<Option<Instant>> = vec![None; readers.len()];
+    // The floor that is waited for, and since when. One that rises meanwhile waits for its own turn.
+    let mut risen: Vec<Option<(Revision, Instant)>> = vec![None; readers.len()];
     while stopped.recv_timeout(PERIOD) == Err(RecvTimeoutError::Timeout) {
         for (index, reader) in readers.iter().enumerate() {
             let floor = reader.shards().iter().map(|shard| shard.floor).max().unwrap_or_default();
             if floor <= collected[index] {
                 continue;
             }
-            let since = *risen[index].get_or_insert_with(Instant::now);
+            let (waited_for, since) = *risen[index].get_or_insert_with(|| (floor, Instant::now()));
             if since.elapsed() < LAG {
                 continue;
             }
-            if collect(reader, stopped) {
-                collected[index] = floor;
+            if collect(reader, waited_for, stopped) {
+                collected[index] = waited_for;
                 risen[index] = None;
             }
         }
     }
 }
 
-/// Collects until nothing is left; `false` if it must be tried again.
-fn collect<S: Store>(reader: &Reader<S>, stopped: &Receiver<()>) -> bool {
+/// Collects until nothing below `limit` is left; `false` if it must be tried again.
+fn collect<S: Store>(reader: &Reader<S>, limit: Revision, stopped: &Receiver<()>) -> bool {
     loop {
-        match reader.collect(BUDGET) {
+        match reader.collect_below(BUDGET, limit) {
             Ok(Progress::More(_)) => {}
             Ok(Progress::Done(_)) => return true,
             Ok(Progress::Paused) => return false,

@@ -5,6 +5,7 @@
 //! one thread    tokio current_thread runtime: gRPC, the turn loop with the core, gateway
 //! wal           group commit (crate wal)
 //! apply         state machines: one batch per drain; reads and installs images
+//! scan          two of them: reads of ranges
 //! flush         now and then: RocksDB memtables to disk, so that log segments can go
 //! collect       old history, at low priority
 //! space         watches how much room the disk has
@@ -20,6 +21,7 @@ mod mailbox;
 mod open;
 mod peers;
 mod replies;
+mod scan;
 mod service;
 mod space;
 mod turn_loop;

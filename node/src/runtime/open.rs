@@ -196,9 +196,6 @@ fn recover_group(
         tracing::error!(%group, "a part of this replica's log is lost; it votes again when it has been repaired");
         records.push(Record::Suspect);
     }
-    recover(records.iter(), machines.applied(group)).map_err(|source| OpenError::Gap {
-        path: path.into(),
-        group,
-        source,
-    })
+    let (applied, imaged) = (machines.applied(group), machines.imaged(group));
+    recover(records.iter(), applied, imaged).map_err(|source| OpenError::Gap { path: path.into(), group, source })
 }

@@ -1,7 +1,9 @@
 //! Streams to the other nodes, and who they are.
 //!
 //! Each node opens one stream to each other node and sends its messages there, batched. The opener
-//! names itself in the metadata; both sides check the other's cluster, id and data directory.
+//! names itself in the metadata; the other side checks its cluster, id and data directory, and says of
+//! which kind a refusal is: a node whose directory was replaced must stop, and one that most of its
+//! peers take for a stranger, too; but a single stranger at a peer's address stops nobody.
 
 use super::mailbox::Mailbox;
 use super::open::{NodeConfig, PeerAddress};
@@ -9,12 +11,12 @@ use crate::core::Input;
 use crate::wire::NodeMessage;
 use bytes::Bytes;
 use futures_util::StreamExt;
-use paxos::NodeId;
+use paxos::{NodeId, Wire};
 use proto::internal::PeerBatch;
 use proto::internal::peer_client::PeerClient;
 use serde::{Deserialize, Serialize};
 use shardkv::codec;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -32,6 +34,10 @@ const WINDOW_BYTES: u32 = 8 << 20;
 const CLUSTER: &str = "cloudpaxos-cluster";
 const NODE: &str = "cloudpaxos-node";
 const INCARNATION: &str = "cloudpaxos-incarnation";
+/// Says of which kind a refusal is.
+const REFUSAL: &str = "cloudpaxos-refusal";
+const REPLACED: &str = "replaced";
+const STRANGER: &str = "stranger";
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -79,6 +85,8 @@ pub struct KnownPeers {
     ours: Handshake,
     names: BTreeMap<NodeId, PeerAddress>,
     known: Mutex<KnownFile>,
+    /// Peers that took this node for a stranger when it last dialled them.
+    refused_by: Mutex<BTreeSet<NodeId>>,
 }
 
 impl KnownPeers {
@@ -93,7 +101,13 @@ impl KnownPeers {
             Err(error) => return Err(error),
         };
         let ours = Handshake { cluster: config.cluster_id, node: config.core.me, incarnation: config.incarnation };
-        Ok(KnownPeers { path, ours, names: config.peers.clone(), known: Mutex::new(known) })
+        Ok(KnownPeers {
+            path,
+            ours,
+            names: config.peers.clone(),
+            known: Mutex::new(known),
+            refused_by: Mutex::default(),
+        })
     }
 
     /// This node.
@@ -109,30 +123,59 @@ impl KnownPeers {
             ));
         };
         if theirs.cluster != self.ours.cluster {
-            return Err(Status::failed_precondition(format!(
+            return Err(self.refusal(STRANGER, format!(
                 "this node belongs to cluster {:016x}, the caller to {:016x}: check --initial-cluster and --cluster-token",
                 self.ours.cluster, theirs.cluster
             )));
         }
         let Some(name) = self.names.get(&theirs.node) else {
-            return Err(Status::failed_precondition(format!("{} is no node of this cluster", theirs.node)));
+            return Err(self.refusal(STRANGER, format!("{} is no node of this cluster", theirs.node)));
         };
         let mut known = lock(&self.known);
         match known.incarnations.get(&theirs.node.0) {
             Some(incarnation) if *incarnation == theirs.incarnation => Ok(theirs.node),
-            Some(_) => Err(Status::failed_precondition(format!(
+            Some(_) => Err(self.refusal(REPLACED, format!(
                 "node {} is known here with another data directory, and its promises were in that one: start it with its \
                  old directory, or remove the node from the cluster and add it under a new name",
                 name.name
             ))),
             None => {
-                known.incarnations.insert(theirs.node.0, theirs.incarnation);
-                save(&self.path, &known).map_err(|error| {
+                let mut incarnations = known.incarnations.clone();
+                incarnations.insert(theirs.node.0, theirs.incarnation);
+                let next = KnownFile { version: known.version, incarnations };
+                save(&self.path, &next).map_err(|error| {
                     Status::unavailable(format!("cannot remember the peer in {}: {error}", self.path.display()))
                 })?;
+                *known = next;
                 Ok(theirs.node)
             }
         }
+    }
+
+    fn refusal(&self, kind: &'static str, text: String) -> Status {
+        let mut metadata = MetadataMap::new();
+        metadata.insert(REFUSAL, MetadataValue::from_static(kind));
+        metadata.insert(CLUSTER, self.ours.cluster.into());
+        Status::with_metadata(Code::FailedPrecondition, text, metadata)
+    }
+
+    /// A peer refuses this node. Whether it must stop.
+    fn refused(&self, by: NodeId, status: &Status) -> bool {
+        let said = |key| status.metadata().get(key).and_then(|value| value.to_str().ok());
+        let ours = said(CLUSTER).and_then(|id| id.parse().ok()) == Some(self.ours.cluster);
+        match said(REFUSAL) {
+            Some(REPLACED) if ours => true,
+            Some(_) => {
+                let mut refused_by = lock(&self.refused_by);
+                refused_by.insert(by);
+                2 * refused_by.len() > self.names.len().saturating_sub(1)
+            }
+            None => false,
+        }
+    }
+
+    fn accepted(&self, by: NodeId) {
+        lock(&self.refused_by).remove(&by);
     }
 }
 
@@ -150,9 +193,15 @@ fn save(path: &Path, known: &KnownFile) -> std::io::Result<()> {
     }
 }
 
+/// Heartbeats that wait for a stream at most; a newer one says all that an older one does.
+const HEARTBEATS_MAX: usize = 64;
+
 #[derive(Default)]
 struct Queue {
+    /// They overtake everything else: a lease must not hang on how much is to be sent.
+    heartbeats: VecDeque<Bytes>,
     messages: VecDeque<Bytes>,
+    /// Of `messages`.
     bytes: usize,
     /// Counts streams; what an old one has not taken yet belongs to the new one.
     stream: u64,
@@ -179,11 +228,21 @@ impl Peer {
         if !queue.connected {
             return;
         }
+        let mut full = false;
         for message in messages {
             let bytes = codec::encode(&message);
-            if queue.bytes + bytes.len() > self.queue_bytes_max {
+            if matches!(message, NodeMessage::Paxos(Wire::Heartbeat(_))) {
+                queue.heartbeats.push_back(bytes);
+                if queue.heartbeats.len() > HEARTBEATS_MAX {
+                    queue.heartbeats.pop_front();
+                }
+                continue;
+            }
+            // What follows a dropped message is dropped, too: the order stays.
+            if full || queue.bytes + bytes.len() > self.queue_bytes_max {
                 tracing::debug!(node = %self.node, "the queue to a peer is full");
-                break;
+                full = true;
+                continue;
             }
             queue.bytes += bytes.len();
             queue.messages.push_back(bytes);
@@ -200,7 +259,7 @@ impl Peer {
                     self.filled.notify_one();
                     return None;
                 }
-                let (mut messages, mut bytes) = (Vec::new(), 0);
+                let (mut messages, mut bytes) = (Vec::from(std::mem::take(&mut queue.heartbeats)), 0);
                 while bytes < BATCH_BYTES
                     && let Some(message) = queue.messages.pop_front()
                 {
@@ -234,7 +293,7 @@ pub(super) async fn run(peer: Arc<Peer>, known: Arc<KnownPeers>) -> String {
     loop {
         match connect(&peer, &known).await {
             Ok(()) => backoff = BACKOFF_MIN,
-            Err(status) if status.code() == Code::FailedPrecondition => {
+            Err(status) if known.refused(peer.node, &status) => {
                 return format!(
                     "{} ({}) refuses this node: {}",
                     peer.address.name,
@@ -242,11 +301,20 @@ pub(super) async fn run(peer: Arc<Peer>, known: Arc<KnownPeers>) -> String {
                     status.message()
                 );
             }
+            Err(status) if status.code() == Code::FailedPrecondition => {
+                tracing::error!(
+                    node = peer.address.name,
+                    address = peer.address.address,
+                    "whoever is there refuses this node: {}",
+                    status.message()
+                );
+                backoff = BACKOFF_MAX * 10;
+            }
             Err(status) => tracing::debug!(node = %peer.node, %status, "no stream to a peer"),
         }
         peer.end();
         tokio::time::sleep(backoff).await;
-        backoff = (backoff * 2).min(BACKOFF_MAX);
+        backoff = (backoff * 2).clamp(BACKOFF_MIN, BACKOFF_MAX);
     }
 }
 
@@ -273,6 +341,7 @@ async fn connect(peer: &Arc<Peer>, known: &KnownPeers) -> Result<(), Status> {
     known.ours.write(request.metadata_mut());
     let mut client = PeerClient::new(channel).max_encoding_message_size(64 << 20).max_decoding_message_size(64 << 20);
     let response = client.exchange(request).await?;
+    known.accepted(peer.node);
     tracing::info!(node = %peer.node, address = peer.address.address, "connected to a peer");
     let mut nothing = response.into_inner();
     // The other side sends nothing on this stream; it ends when the connection does.
@@ -292,4 +361,80 @@ pub(super) fn receive(mailbox: &Mailbox, from: NodeId, batch: PeerBatch) -> Resu
     // Beyond the bound messages are dropped; whoever sent them says it again.
     drop(mailbox.push_outside(inputs));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn known(me: u64, cluster: u64, directory: &Path) -> KnownPeers {
+        let address = |id: u64| PeerAddress { name: format!("n{id}"), address: format!("127.0.0.1:{id}") };
+        KnownPeers {
+            path: directory.join("peers.json"),
+            ours: Handshake { cluster, node: NodeId(me), incarnation: 10 * me },
+            names: (1..=3).map(|id| (NodeId(id), address(id))).collect(),
+            known: Mutex::default(),
+            refused_by: Mutex::default(),
+        }
+    }
+
+    #[test]
+    fn one_stranger_stops_nobody_but_a_stranger_among_peers_stops() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (n1, n2) = (known(1, 7, directory.path()), known(2, 7, directory.path()));
+        let stranger = known(3, 8, directory.path());
+        let refusal = stranger.admit(Some(n1.ours())).expect_err("of another cluster");
+        assert!(!n1.refused(NodeId(3), &refusal), "n2 may take n1 for what it is");
+        assert!(!n1.refused(NodeId(3), &refusal), "said again");
+        let refusal = |by: &KnownPeers| by.admit(Some(stranger.ours())).expect_err("of another cluster");
+        assert!(!stranger.refused(NodeId(1), &refusal(&n1)));
+        assert!(stranger.refused(NodeId(2), &refusal(&n2)), "all of them say so");
+        n1.accepted(NodeId(3));
+        assert!(!n1.refused(NodeId(2), &refusal(&n2)), "n3 has changed its mind");
+    }
+
+    #[test]
+    fn a_node_with_another_directory_stops_at_the_first_refusal() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let n1 = known(1, 7, directory.path());
+        let mut n2 = known(2, 7, directory.path());
+        assert_eq!(n1.admit(Some(n2.ours())).expect("welcome"), NodeId(2));
+        n2.ours.incarnation += 1;
+        let refusal = n1.admit(Some(n2.ours())).expect_err("its promises are gone");
+        assert!(n2.refused(NodeId(1), &refusal), "{refusal}");
+        // The same words from another cluster's node prove nothing.
+        let foreign = known(1, 8, directory.path());
+        let refusal = foreign.refusal(REPLACED, "no".into());
+        assert!(!n2.refused(NodeId(3), &refusal));
+    }
+
+    #[test]
+    fn a_peer_is_admitted_only_when_it_is_remembered() {
+        let n1 = known(1, 7, Path::new("/nowhere/at/all"));
+        let n2 = known(2, 7, Path::new("/nowhere"));
+        for _ in 0..2 {
+            let refusal = n1.admit(Some(n2.ours())).expect_err("it cannot be remembered");
+            assert_eq!(refusal.code(), Code::Unavailable);
+        }
+    }
+
+    #[tokio::test]
+    async fn heartbeats_overtake_what_waits_and_fit_into_a_full_queue() {
+        let beat = |sequence| {
+            let statuses =
+                paxos::heartbeat::Statuses { boot: 1, base: 0, version: 0, changed: Vec::new(), known: (0, 0) };
+            NodeMessage::Paxos(Wire::Heartbeat(paxos::heartbeat::Heartbeat::Ping { sequence, statuses }))
+        };
+        let bulk = |version| NodeMessage::MapRequest { have_version: version };
+        let address = PeerAddress { name: "n2".into(), address: "127.0.0.1:2".into() };
+        let bytes = codec::encode(&bulk(1)).len();
+        let peer = Peer::new(NodeId(2), address, 2 * bytes);
+        let stream = peer.begin();
+        peer.send([bulk(1), bulk(2), bulk(3), beat(1), bulk(4)].into_iter());
+        let batch = peer.next_batch(stream).await.expect("a batch");
+        let expected = [beat(1), bulk(1), bulk(2)].map(|message| codec::encode(&message));
+        assert_eq!(batch.messages, expected);
+        peer.send((0..1000).map(beat));
+        assert_eq!(peer.next_batch(stream).await.expect("a batch").messages.len(), HEARTBEATS_MAX);
+    }
 }

@@ -6,6 +6,7 @@ use super::mailbox::Mailbox;
 use super::open::{NodeStore, OpenError, Opened};
 use super::peers::{self, KnownPeers, Peer};
 use super::replies::{ReplySink, Sinks};
+use super::scan::ScanThreads;
 use super::service::{DataService, PeerPort, PeerService, overloaded};
 use super::space::SpaceGuard;
 use crate::core::{Core, CoreStatus, Input, Machine, Outputs};
@@ -122,6 +123,7 @@ pub struct Node {
     /// Before the threads that may wait for room: they end because this has ended.
     space: SpaceGuard,
     apply: ApplyThread,
+    scans: ScanThreads<NodeStore>,
     flushing: Option<JoinHandle<()>>,
     /// States that images have replaced since the last turn: at most one per group.
     machines: Arc<Mutex<BTreeMap<GroupId, Machine<NodeStore>>>>,
@@ -170,6 +172,7 @@ impl Node {
             Report::Failed(error) => drop(failed.try_send(Control::Stop(Stop::Failed(error.to_string())))),
         };
         let apply = ApplyThread::spawn(machines, mailbox.clone(), report).map_err(io("start the apply thread"))?;
+        let scans = ScanThreads::spawn(&mailbox).map_err(io("start a thread for reads"))?;
         let me = config.core.me;
         let peers = config.peers.iter().filter(|(node, _)| **node != me);
         let peers = peers
@@ -195,6 +198,7 @@ impl Node {
             full: false,
             space,
             apply,
+            scans,
             flushing: None,
             machines: replaced,
             peers,
@@ -300,6 +304,12 @@ impl Node {
         }
         self.apply.push(out.apply.into_iter().map(Job::Apply));
         self.apply.push(out.snapshots.into_iter().map(Job::Snapshot));
+        for job in out.scans {
+            match self.core.reader(job.group) {
+                Some(reader) => self.scans.push(job, reader),
+                None => self.mailbox.push(Input::Scanned { number: job.number, result: None }),
+            }
+        }
         if !out.replies.is_empty() {
             self.sinks.deliver(out.replies);
         }

@@ -69,7 +69,6 @@ pub fn message(message: &Message) -> String {
         Message::Confirm { ballot: at, round } => format!("Confirm {} round={round}", ballot(*at)),
         Message::Confirmed { ballot: at, round } => format!("Confirmed {} round={round}", ballot(*at)),
         Message::Handover { ballot: at } => format!("Handover {}", ballot(*at)),
-        Message::NeedSnapshot { ballot: at } => format!("NeedSnapshot {}", ballot(*at)),
     }
 }
 

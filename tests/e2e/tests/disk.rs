@@ -140,7 +140,9 @@ struct Disks {
 }
 
 impl Disks {
-    fn new() -> Disks {
+    /// `None` where no mount namespace can be made (a container without the right to); said aloud. With
+    /// CLOUDPAXOS_TESTS_COMPLETE set, as ./ci/acceptance does, that is a failure.
+    fn new() -> Option<Disks> {
         let mut command = Command::new("unshare");
         command.arg("--mount");
         if !rustix::process::geteuid().is_root() {
@@ -151,8 +153,14 @@ impl Disks {
         let mut holder = command.spawn().expect("unshare (of util-linux) starts");
         let mut line = String::new();
         BufReader::new(holder.stdout.as_mut().expect("piped")).read_line(&mut line).expect("it can be read");
-        assert_eq!(line, "ready\n", "a mount namespace can be made");
-        Disks { holder }
+        let disks = Disks { holder };
+        if line != "ready\n" {
+            let complete = std::env::var_os("CLOUDPAXOS_TESTS_COMPLETE").is_some();
+            assert!(!complete, "no mount namespace can be made here");
+            eprintln!("SKIPPED: no mount namespace can be made here, so no small file system for a test");
+            return None;
+        }
+        Some(disks)
     }
 
     /// Starts a node in there.
@@ -212,7 +220,7 @@ fn says_full(answer: &Result<(), Status>) -> bool {
 #[tokio::test]
 async fn full_disks_refuse_writes_and_answer_reads_also_after_a_restart_until_there_is_room() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let disks = Disks::new();
+    let Some(disks) = Disks::new() else { return };
     let started =
         Cluster::start_as(System::Cloudpaxos, Layout::AllRoles, directory.path(), |member| disks.start(member)).await;
     let mut cluster = started.expect("a cluster starts, each node on a disk of its own");
@@ -263,7 +271,7 @@ async fn full_disks_refuse_writes_and_answer_reads_also_after_a_restart_until_th
 #[tokio::test]
 async fn a_full_disk_of_one_node_stops_no_writes() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let disks = Disks::new();
+    let Some(disks) = Disks::new() else { return };
     let started =
         Cluster::start_as(System::Cloudpaxos, Layout::AllRoles, directory.path(), |member| disks.start(member)).await;
     let mut cluster = started.expect("a cluster starts, each node on a disk of its own");

@@ -32,6 +32,7 @@ pub const REQUIRED: &[&str] = &[
     "pause",
     "reads.at_old_revision",
     "reads.over_groups",
+    "reads.scanned",
     "rot",
     "rot.suspect",
     "segments.released",

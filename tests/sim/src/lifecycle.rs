@@ -271,5 +271,5 @@ fn recover_group(
         log.append(&[mark]).map_err(|error| format!("marking {group} suspect: {error}"))?;
         records.push(Record::Suspect);
     }
-    Ok(recover(records.iter(), machines.applied(group)))
+    Ok(recover(records.iter(), machines.applied(group), machines.imaged(group)))
 }

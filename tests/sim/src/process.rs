@@ -2,7 +2,7 @@
 //! the very parts that the runtime runs: the core, the state machines, the log.
 
 use crate::clock::Clock;
-use node::core::{ApplyJob, Core, Input, Machine, SnapshotJob};
+use node::core::{ApplyJob, Core, Input, Machine, ScanJob, SnapshotJob};
 use node::host::Machines;
 use paxos::GroupId;
 use shardkv::MemoryStore;
@@ -85,8 +85,11 @@ pub struct Process {
     pub jobs: VecDeque<Job>,
     /// See above.
     pub applying: bool,
-    /// Per group: the floor below which history was collected, and since when a higher one is known.
-    pub collected: BTreeMap<GroupId, (Revision, Option<u64>)>,
+    /// Reads of ranges; each has its event.
+    pub scans: Vec<ScanJob>,
+    /// Per group: the floor below which history was collected, and a higher one that is waited for, with
+    /// when it was first seen.
+    pub collected: BTreeMap<GroupId, (Revision, Option<(Revision, u64)>)>,
 }
 
 impl Process {
@@ -102,6 +105,7 @@ impl Process {
             wal: WalQueue::default(),
             jobs: VecDeque::new(),
             applying: false,
+            scans: Vec::new(),
             collected: BTreeMap::new(),
         }
     }

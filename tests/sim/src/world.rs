@@ -32,6 +32,8 @@ pub enum NodeEvent {
     WalIdle,
     /// The state machines take what is queued.
     Apply,
+    /// A read of ranges is executed: the one that waits at this place, or the last.
+    Scan(usize),
     /// The store's flush with this number ends.
     Flushed(u64),
     /// The collector looks at the floors.

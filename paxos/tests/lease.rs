@@ -1,0 +1,56 @@
+//! Leases between nodes that are configured differently, or were before a restart.
+
+use paxos::election::Status;
+use paxos::heartbeat::{Heartbeats, Timing};
+use paxos::{Ballot, ConfigId, GroupId, NodeId, Time};
+
+const GROUP: GroupId = GroupId(2);
+const N1: NodeId = NodeId(1);
+const N2: NodeId = NodeId(2);
+const START: Time = Time(10_000_000);
+
+fn timing(lease_micros: u64) -> Timing {
+    Timing { lease_micros, ..Timing::default() }
+}
+
+fn ballot() -> Ballot {
+    Ballot { config: ConfigId::default(), round: 1, node: N1, boot: 1 }
+}
+
+/// n1's lease, counted from when it pinged, and when n2's grant ends: n1 leads, n2 follows.
+fn lease(holder: Timing, granter: Timing) -> (u64, u64) {
+    let mut n1 = Heartbeats::new(N1, 1, holder, &[N1, N2], START);
+    let mut n2 = Heartbeats::new(N2, 1, granter, &[N1, N2], START);
+    let status = Status { promised: ballot(), own: ballot(), leader: ballot(), happy: true, full: false };
+    n1.publish(GROUP, status);
+    n2.publish(GROUP, status);
+    // The first exchange only tells boots.
+    for _ in 0..2 {
+        for (_, ping) in n1.ping(START, None) {
+            if let Some(pong) = n2.receive(START, N1, ping) {
+                n1.receive(START, N2, pong);
+            }
+        }
+    }
+    let until = n1.lease_until(START, GROUP, ballot(), &[N1, N2]).expect("n2 grants");
+    (until.since(START), n2.grant_ends(GROUP, ballot()).since(START))
+}
+
+#[test]
+fn a_lease_never_outlives_its_grant_however_nodes_are_configured() {
+    for (holder, granter) in [(800_000, 800_000), (3_000_000, 800_000), (300_000, 2_000_000)] {
+        let (held, granted) = lease(timing(holder), timing(granter));
+        assert_eq!(granted, granter);
+        assert_eq!(held, granter - granter / 100, "held by {holder}, granted by {granter}");
+    }
+}
+
+#[test]
+fn after_a_restart_the_longest_grant_is_kept() {
+    let shorter_now = Timing { granted_before_micros: 3_000_000, ..timing(300_000) };
+    let beats = Heartbeats::new(N2, 2, shorter_now, &[N1, N2], START);
+    assert_eq!(beats.grant_ends(GROUP, ballot()), START.plus(3_000_000));
+    let longer_now = Timing { granted_before_micros: 300_000, ..timing(900_000) };
+    let beats = Heartbeats::new(N2, 2, longer_now, &[N1, N2], START);
+    assert_eq!(beats.grant_ends(GROUP, ballot()), START.plus(900_000));
+}
