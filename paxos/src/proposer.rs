@@ -128,8 +128,12 @@ impl Replica {
         let ballot = preparing.ballot;
         if best != me && cut < promise.length && cut.next() < promise.first_kept {
             // We lag behind what the best log still holds. An image of it may take minutes, and whoever
-            // has it can lead at once.
-            return self.abdicate(now, ballot, best, out);
+            // has it can perhaps lead at once. If not, because only we reach a quorum, asking for entries
+            // that it lacks brings its image.
+            if !self.gave_way {
+                self.gave_way = true;
+                return self.abdicate(now, ballot, best, out);
+            }
         }
         let end = promise.length.max(cut);
         preparing.fetch = Some(Fetch { from: best, cut, end, entries: Vec::new() });
@@ -178,6 +182,7 @@ impl Replica {
     ) {
         let peers = self.peers().into_iter().map(|node| (node, Peer::new(now))).collect();
         let decided = self.acceptor.decided();
+        self.gave_way = false;
         self.role = Role::Leading(Leading { ballot, adopted, peers, decided, confirm: Confirm::default() });
         out.ping = true;
         self.propose(now, Bytes::new(), out);

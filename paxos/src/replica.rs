@@ -139,6 +139,8 @@ pub struct Replica {
     heard: Ballot,
     /// Leadership was handed over at this ballot; it serves nothing any more.
     abdicated: Option<(Ballot, Time)>,
+    /// As a candidate that lagged too far behind, and nothing came of it yet.
+    pub(crate) gave_way: bool,
 }
 
 impl Replica {
@@ -159,6 +161,7 @@ impl Replica {
             delivered: applied,
             heard: Ballot::default(),
             abdicated: None,
+            gave_way: false,
         }
     }
 

@@ -118,10 +118,22 @@ impl Worker {
         let records: Vec<Append> = jobs.iter_mut().flat_map(|job| std::mem::take(&mut job.records)).collect();
         let payload_bytes: u64 = records.iter().map(|record| record.payload.len() as u64).sum();
         let synced = self.append_with_patience(&records, reclaim)?;
-        let Some(synced) = synced else { return Ok(()) };
+        let Some(synced) = synced else {
+            self.abandon();
+            return Ok(());
+        };
         self.publish_stats(records.len() as u64, payload_bytes, started.elapsed());
         (self.on_event)(WalEvent::Durable { ticket, synced });
         self.prepare(payload_bytes)
+    }
+
+    /// Closed while a batch waits for space. Nothing behind it may be written either, though it might
+    /// fit: the log would have a hole that no chain shows.
+    fn abandon(&mut self) {
+        let mut queue = self.shared.lock();
+        queue.stopped = true;
+        queue.jobs.clear();
+        (queue.bytes, queue.reclaims) = (0, 0);
     }
 
     /// Appends, and on a full disk waits for space and tries again. `None`: closed meanwhile.

@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 use wal::testdisk::MemDisk;
-use wal::{Config, Disk, DiskFile, Full, Log, LogError, Lsn, Synced, WalEvent, WalHandle, spawn};
+use wal::{Append, Config, Disk, DiskFile, Full, Log, LogError, Lsn, Synced, WalEvent, WalHandle, spawn};
 
 /// Holds every sync of a file up until the test lets it through, and tells that it has begun.
 #[derive(Default)]
@@ -220,6 +220,29 @@ fn a_full_disk_holds_the_batch_back_until_a_reclaim_frees_segments() {
     drop(wal);
     disk.crash(|_| false);
     assert_healthy(&open(&disk).1);
+}
+
+#[test]
+fn what_is_closed_on_a_full_disk_has_no_hole() {
+    let disk = MemDisk::new();
+    let (wal, events, _) = start(&disk, patient());
+    // Three blocks each: a segment's rest is too small for one, and large enough for a small record.
+    let large = |number: u64| Append { payload: vec![number as u8; 9_000].into(), ..record(1, number) };
+    disk.set_budget_bytes(Some(disk.used_bytes()));
+    let mut ticket = 0;
+    while !wal.stats().full {
+        ticket += 1;
+        wal.append(ticket, vec![large(ticket)]).unwrap();
+        if !matches!(next(&events), WalEvent::Durable { .. }) {
+            break;
+        }
+    }
+    wal.append(ticket + 1, vec![record(1, ticket + 1)]).unwrap();
+    wal.close();
+    assert!(events.try_recv().is_err(), "what lies behind the batch that waits was written");
+    disk.set_budget_bytes(None);
+    let written = payloads(&open(&disk).1, 1);
+    assert_eq!(written.len() as u64, ticket - 1, "exactly what was durable");
 }
 
 #[test]
