@@ -176,6 +176,7 @@ impl Replica {
             Input::Installed(slot) => {
                 self.acceptor.installed(slot, &mut out.records);
                 self.delivered = self.delivered.max(slot);
+                self.gave_way = false;
                 self.fetch_behind_image(now, slot, &mut out);
             }
             Input::Trim { slot, keep_bytes } => self.acceptor.trim(slot.min(self.delivered), keep_bytes),
@@ -308,6 +309,7 @@ impl Replica {
                     Synced::Ignored => {}
                     Synced::Staged(staged) => self.send_now(out, from, Message::SyncProgress { ballot, staged }),
                     Synced::Adopted => {
+                        self.gave_way = false;
                         self.acceptor.announce(ballot, decided);
                         self.answer_accepted(from, ballot, out);
                     }

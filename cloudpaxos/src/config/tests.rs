@@ -275,6 +275,8 @@ fn numbers_have_units_and_bounds() {
     assert!(complaint(&["--data-groups", "0"]).contains("between 1 and 64"));
     assert!(complaint(&["--heartbeat-ms", "1e3"]).contains("no whole number"));
     assert!(complaint(&["--request-bytes-max", "8MiB"]).contains("cannot hold the largest request"));
+    let entries = complaint(&["--batch-bytes-max", "16MiB", "--wal-segment-bytes", "32MiB"]);
+    assert!(entries.contains("wal-segment-bytes") && entries.contains("67108864"), "{entries}");
 }
 
 #[test]

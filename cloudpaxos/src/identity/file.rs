@@ -69,6 +69,8 @@ struct Stored {
     boot: u64,
     #[serde(default)]
     lease_ms: u64,
+    #[serde(default)]
+    formed: bool,
     members: Vec<StoredMember>,
     data_groups: u32,
     /// Hexadecimal: keys are bytes.
@@ -84,7 +86,7 @@ struct StoredMember {
 }
 
 pub(super) fn encode(identity: &Identity) -> String {
-    let Identity { cluster_id, node_id, name, incarnation, boot, lease_ms, genesis } = identity;
+    let Identity { cluster_id, node_id, name, incarnation, boot, lease_ms, formed, genesis } = identity;
     let member = |member: &Member| StoredMember {
         id: member.id.0,
         name: member.name.to_string(),
@@ -100,6 +102,7 @@ pub(super) fn encode(identity: &Identity) -> String {
         incarnation: format!("{incarnation:016x}"),
         boot: *boot,
         lease_ms: *lease_ms,
+        formed: *formed,
         members: genesis.members.iter().map(member).collect(),
         data_groups: genesis.data_groups,
         shard_boundaries: genesis.boundaries.iter().map(|key| hex(key)).collect(),
@@ -145,6 +148,7 @@ fn restore(stored: Stored) -> Result<Identity, String> {
         incarnation: number(&stored.incarnation)?,
         boot: stored.boot,
         lease_ms: stored.lease_ms,
+        formed: stored.formed,
         genesis: Genesis {
             token: stored.cluster_token,
             members: stored.members.into_iter().map(member).collect::<Result<_, _>>()?,

@@ -48,6 +48,8 @@ pub struct Identity {
     /// The longest lease, in milliseconds, that the node may ever have granted: after a start it keeps
     /// its word for so long.
     pub lease_ms: u64,
+    /// The directory's log was made; from then on a missing one is a lost one.
+    pub formed: bool,
     /// The cluster as it was described at the first start.
     pub genesis: Genesis,
 }
@@ -100,6 +102,15 @@ pub fn open(path: &Path, claim: Claim<'_>) -> Result<DataDir, IdentityError> {
     Ok(DataDir { path: path.to_owned(), identity, created, notes, _lock: lock })
 }
 
+/// Remembers that the node's log is there. Before the node says a word: a promise that only a lost log
+/// held must not be forgotten.
+pub fn mark_formed(path: &Path, identity: &Identity) -> Result<(), IdentityError> {
+    match identity.formed {
+        true => Ok(()),
+        false => file::write(path, &Identity { formed: true, ..identity.clone() }),
+    }
+}
+
 /// The first identity of an empty directory.
 fn bootstrap(path: &Path, claim: Claim<'_>) -> Result<Identity, IdentityError> {
     let Some(genesis) = claim.genesis else { return Err(IdentityError::NothingToForm { path: path.to_owned() }) };
@@ -113,6 +124,7 @@ fn bootstrap(path: &Path, claim: Claim<'_>) -> Result<Identity, IdentityError> {
         incarnation: rand::random::<u64>().max(1),
         boot: 1,
         lease_ms: claim.lease_ms,
+        formed: false,
         genesis: genesis.clone(),
     })
 }

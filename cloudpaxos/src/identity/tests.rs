@@ -184,6 +184,27 @@ fn a_later_format_is_left_to_later_versions() {
 }
 
 #[test]
+fn the_longest_lease_is_remembered() {
+    let base = directory();
+    assert_eq!(open_as(base.path(), "n2").expect("ours").identity.lease_ms, 800);
+    assert_eq!(open_again(base.path()).expect("ours").identity.lease_ms, 800, "now it grants shorter ones");
+}
+
+#[test]
+fn a_formed_directory_stays_formed() {
+    let base = directory();
+    let born = open_as(base.path(), "n2").expect("ours");
+    assert!(!born.identity.formed);
+    mark_formed(&born.path, &born.identity).expect("it is written");
+    drop(born);
+    for _ in 0..2 {
+        let again = open_again(base.path()).expect("ours");
+        assert!(again.identity.formed);
+        mark_formed(&again.path, &again.identity).expect("nothing to do");
+    }
+}
+
+#[test]
 fn what_is_written_is_read_back() {
     let base = directory();
     let identity = open_as(base.path(), "n3").expect("ours").identity;

@@ -4,7 +4,7 @@ use super::admin::{NodeReporter, Source};
 use super::{clients, failed};
 use crate::config::{Genesis, Limits, ReadMode, Role, Roles, Timing};
 use crate::failure::Failure;
-use crate::identity::Identity;
+use crate::identity::{self, Identity};
 use gateway::admin::ReportService;
 use node::core::{CoreConfig, Limits as CoreLimits, ReadMode as CoreReadMode};
 use node::runtime::{self, Node, NodeConfig, NodeHandle, PeerAddress, Stop};
@@ -133,6 +133,7 @@ impl Site {
             groups: hosted.collect(),
             cluster_id: identity.cluster_id,
             incarnation: identity.incarnation,
+            log_expected: identity.formed,
             data_dir: path,
             peers: peers.collect(),
             store: RocksOptions::default(),
@@ -160,7 +161,9 @@ async fn run_here(site: Site, ports: Ports, mut stopped: watch::Receiver<bool>) 
     let opened = match &site.identity {
         Some((path, identity)) => {
             let opened = runtime::open(site.node_config(path.clone(), identity));
-            Some(opened.and_then(Node::start).map_err(|error| Failure::Run(error.to_string()))?)
+            let opened = opened.map_err(|error| Failure::Run(error.to_string()))?;
+            identity::mark_formed(path, identity)?;
+            Some(Node::start(opened).map_err(|error| Failure::Run(error.to_string()))?)
         }
         None => None,
     };

@@ -35,7 +35,7 @@ fn bind(address: &str, option: &str) -> Result<TcpListener, Failure> {
 
 /// A panic on any thread ends the process: a node that has lost its apply thread would keep its leases,
 /// and others would wait for it.
-pub(crate) fn abort_on_panic() {
+fn abort_on_panic() {
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         usual(info);

@@ -213,6 +213,13 @@ mod tests {
         assert_eq!(check(vec![txn_op(puts(0, 128), vec![])]), Err(TOO_MANY_OPS));
     }
 
+    #[test]
+    fn nesting_is_bounded() {
+        let deep = |levels: u32| (1..levels).fold(vec![], |inner, _| vec![txn_op(inner, vec![])]);
+        assert_eq!(check(deep(TXN_DEPTH_MAX)), Ok(()));
+        assert_eq!(check(deep(TXN_DEPTH_MAX + 1)), Err(TOO_MANY_OPS));
+    }
+
     proptest! {
         /// The intervals hold exactly the keys that one of the added ones holds.
         #[test]

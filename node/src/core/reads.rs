@@ -132,16 +132,17 @@ impl<S: Store> Core<S> {
         };
         if explicit_revision(op) > newest.max(at) {
             return match serializable {
-                true => self.answer(waiter, ReplyBody::NotLeader { hint: self.leader_of(id) }),
+                true => {
+                    let hint = self.leader_of(id).filter(|node| *node != self.config.me);
+                    self.answer(waiter, ReplyBody::NotLeader { hint })
+                }
                 false => {
                     let error = OpError::FutureRevision { current: newest.max(at) };
                     self.release(now, id, read, ReplyBody::Failed(error))
                 }
             };
         }
-        if !serializable {
-            self.close_at(id, at);
-        }
+        self.close_at(id, at);
         if reads_ranges(op) {
             return self.begin_scan(id, read, at, header);
         }
@@ -240,13 +241,19 @@ impl<S: Store> Core<S> {
         lead.reads.retain(|_, reads| !reads.is_empty());
     }
 
-    /// Reads what is applied here, whoever leads.
+    /// Reads what is applied here, whoever leads. Where this node does, and nothing is in flight, that is
+    /// complete up to whatever the sequencer is known to have handed out: a read at a revision that an
+    /// idle group has not reached itself is answered by its leader.
     fn serializable(&mut self, now: Time, token: u64, request: Request) {
         let id = request.group;
         let expires = now.plus(request.patience_micros);
         match self.groups.get(&id).map(|group| &group.machine) {
             Some(Machine::Data(_)) => {
-                self.read_or_scan(now, id, WaitingRead { token, request, expires, known: Revision(0) });
+                let lead = self.groups.get(&id).and_then(|group| group.lead.as_ref());
+                let idle = lead.is_some_and(|lead| lead.ready && lead.in_flight() == 0);
+                let complete = idle && self.config.read_mode == ReadMode::Lease && self.has_lease(now, id);
+                let known = if complete { self.known } else { Revision(0) };
+                self.read_or_scan(now, id, WaitingRead { token, request, expires, known });
             }
             Some(Machine::Master(_)) | None => {
                 let hint: Option<NodeId> = self.leader_of(id);

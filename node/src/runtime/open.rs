@@ -9,7 +9,7 @@ use shardkv::{CachedStore, RocksOptions, RocksStore};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use wal::{Append, FileDisk, Log};
+use wal::{Append, Disk, FileDisk, Log};
 
 /// The store of a real node.
 pub type NodeStore = CachedStore<PatientStore<RocksStore>>;
@@ -34,6 +34,8 @@ pub struct NodeConfig {
     pub cluster_id: u64,
     /// The random number of this data directory.
     pub incarnation: u64,
+    /// The directory had a log before: without one the node has lost its promises.
+    pub log_expected: bool,
     /// The data directory; `log` and `store` go below it.
     pub data_dir: PathBuf,
     /// All nodes that host replicas.
@@ -105,6 +107,15 @@ pub enum OpenError {
         /// What is missing.
         source: paxos::record::Gap,
     },
+    /// The directory's log is gone.
+    #[error(
+        "the log in {} is gone, and with it what this node has promised: put it back (is something not mounted?), or \
+         replace the node", path.display()
+    )]
+    LogLost {
+        /// Where it was.
+        path: PathBuf,
+    },
     /// A thread or file could not be made.
     #[error("cannot {what}: {source}")]
     Io {
@@ -141,7 +152,11 @@ pub fn open(config: NodeConfig) -> Result<Opened, OpenError> {
     let log_failed = |source| OpenError::Log { path: path.clone(), source };
     std::fs::create_dir_all(&path)
         .map_err(|source| OpenError::Io { what: format!("create {}", path.display()), source })?;
-    let disk = FileDisk::open(&path).map_err(log_failed)?;
+    let mut disk = FileDisk::open(&path).map_err(log_failed)?;
+    let files = disk.list().map_err(|source| OpenError::Io { what: format!("list {}", path.display()), source })?;
+    if config.log_expected && files.is_empty() {
+        return Err(OpenError::LogLost { path });
+    }
     let wal_config = wal::Config {
         segment_bytes: config.segment_bytes,
         queue_bytes_max: config.log_queue_bytes_max,

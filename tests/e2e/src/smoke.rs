@@ -21,6 +21,7 @@ pub async fn run(system: System, layout: Layout, directory: PathBuf) -> Result<(
     let mut clients = cluster.endpoints().iter().map(|e| kv(channel(e))).collect::<Vec<_>>().into_iter().cycle();
     let mut next = || clients.next().expect("every layout serves clients");
     puts_and_gets(&mut next()).await?;
+    idle_groups(&mut next()).await?;
     ranges(&mut next()).await?;
     transactions(&mut next()).await?;
     deletions(&mut next()).await?;
@@ -95,6 +96,21 @@ async fn puts_and_gets(kv: &mut Kv) -> Result<(), HarnessError> {
     let answer = kv.put(pb::PutRequest { prev_kv: true, ..put("smoke/a", "3") }).await;
     let previous = answer.map_err(HarnessError::rpc("put with prev_kv"))?.into_inner().prev_kv;
     expect("prev_kv", previous.map(|kv| kv.value), Some(Bytes::from_static(b"2")))
+}
+
+/// A write is a revision of the whole store, also where its group has nothing to do with it.
+async fn idle_groups(kv: &mut Kv) -> Result<(), HarnessError> {
+    let revision = store(kv, "smoke/a", "4").await?;
+    // Keys of every shard.
+    for key in ["!", "5", "A", "Z", "a", "m", "z", "~"] {
+        for serializable in [false, true] {
+            let request = pb::RangeRequest { revision, serializable, ..get(key) };
+            let answer = read(kv, request.clone()).await?;
+            expect("the header of a read at a given revision", header(&answer.header) >= revision, true)?;
+            read(kv, pb::RangeRequest { range_end: Bytes::from([key, "0"].concat()), ..request }).await?;
+        }
+    }
+    Ok(())
 }
 
 async fn ranges(kv: &mut Kv) -> Result<(), HarnessError> {

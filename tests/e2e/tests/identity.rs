@@ -57,6 +57,22 @@ async fn an_empty_directory_under_a_known_name_is_refused_and_the_old_one_serves
 }
 
 #[tokio::test]
+async fn a_lost_log_is_no_empty_log() {
+    let directory = directory();
+    let mut cluster = cluster(&directory).await;
+    let data = take_down(&mut cluster);
+    let (log, aside) = (data.join("log"), data.with_extension("aside"));
+    fs::rename(&log, &aside).expect("the log is set aside");
+    is_refused(&mut cluster, &Start::default(), &["log", "is gone", &log.display().to_string()]);
+    // What the attempt may have made in its place opens no door either.
+    is_refused(&mut cluster, &Start::default(), &["log", "is gone"]);
+    fs::remove_dir_all(&log).expect("what the attempts left goes away");
+    fs::rename(&aside, &log).expect("the log comes back");
+    cluster.launch(N3).expect("n3 starts");
+    cluster.wait_ready().await.expect("n3 serves again");
+}
+
+#[tokio::test]
 async fn a_directory_of_another_cluster_is_refused() {
     let directory = directory();
     let mut cluster = cluster(&directory).await;
