@@ -8,7 +8,7 @@ use paxos::{GroupId, Slot, SnapshotSink, SnapshotSource, StateMachine};
 use shardkv::map::SHARDMASTER_GROUP;
 use shardkv::store::{Store, StoreError};
 use shardkv::types::Revision;
-use shardkv::{DataGroup, Progress};
+use shardkv::{DataGroup, Progress, SessionLimits};
 use shardmaster::MasterGroup;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -56,14 +56,20 @@ pub struct Machines<S: Store> {
 }
 
 impl<S: Store> Machines<S> {
-    /// Opens the state machines of `groups`. `boot` is the node's durable boot counter.
-    pub fn open(store: Arc<S>, groups: &[GroupId], boot: u64) -> Result<Machines<S>, StoreError> {
+    /// Opens the state machines of `groups`. `boot` is the node's durable boot counter; `sessions` are the
+    /// limits that all replicas of all data groups share for ever.
+    pub fn open(
+        store: Arc<S>,
+        groups: &[GroupId],
+        boot: u64,
+        sessions: SessionLimits,
+    ) -> Result<Machines<S>, StoreError> {
         let mut hosted = BTreeMap::new();
         for id in groups {
             let machine = if *id == SHARDMASTER_GROUP {
                 Hosted::Master(MasterGroup::open(store.clone())?)
             } else {
-                Hosted::Data(Box::new(DataGroup::open(store.clone(), *id, boot)?))
+                Hosted::Data(Box::new(DataGroup::open_with(store.clone(), *id, boot, sessions)?))
             };
             hosted.insert(*id, machine);
         }

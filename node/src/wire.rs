@@ -70,4 +70,11 @@ pub enum NodeMessage {
         /// The piece.
         sequence: u64,
     },
+    /// The receiver knows nothing (any more) of this transfer, or could not use it: it is over.
+    SnapshotRefused {
+        /// The group.
+        group: GroupId,
+        /// The transfer.
+        transfer: u64,
+    },
 }

@@ -5,7 +5,7 @@ use crate::leader::{
     Confirm, Fetch, Leading, Peer, PeerPhase, best_promise, countable, quorum_of, quorum_watermark, sync_point,
 };
 use crate::message::{Message, Promise};
-use crate::replica::{Outputs, PIECE_BYTES_MAX, PIPELINE_SLOTS_MAX, Replica, Role};
+use crate::replica::{Outputs, PIPELINE_SLOTS_MAX, Replica, Role};
 use crate::{Ballot, NodeId, Slot, Time};
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -164,7 +164,7 @@ impl Replica {
         let adopted = (best.accepted, fetch.end);
         let (cut, entries) = (fetch.cut, std::mem::take(&mut fetch.entries));
         let promises = std::mem::take(&mut preparing.promises);
-        self.acceptor.adopt_as_leader(ballot, cut, entries, PIECE_BYTES_MAX, &mut out.records);
+        self.acceptor.adopt_as_leader(ballot, cut, entries, self.config.piece_bytes_max, &mut out.records);
         let (length, expected) = (self.acceptor.log().length(), adopted.1.max(self.acceptor.decided()));
         assert_eq!(length, expected, "leader of {ballot} adopted a log of another length than phase 1 found");
         self.lead(now, ballot, adopted, promises, out);
@@ -244,7 +244,7 @@ impl Replica {
             PeerPhase::Syncing { cut, end, mut next } => {
                 // One piece at a time: SyncProgress asks for the next. An empty one carries the cut.
                 if next <= end || next == cut.next() {
-                    let entries = self.acceptor.log().piece(next, end, PIECE_BYTES_MAX);
+                    let entries = self.acceptor.log().piece(next, end, self.config.piece_bytes_max);
                     let start = next;
                     next = Slot(next.0 + entries.len() as u64);
                     messages.push(Message::AcceptSync { ballot, cut, start, end, entries, decided });
@@ -263,7 +263,7 @@ impl Replica {
                 let matched = peer.matched.unwrap_or(Slot(0));
                 while next <= log.1 && next.0 - matched.0 <= PIPELINE_SLOTS_MAX {
                     let last = Slot((matched.0 + PIPELINE_SLOTS_MAX).min(log.1.0));
-                    let entries = self.acceptor.log().piece(next, last, PIECE_BYTES_MAX);
+                    let entries = self.acceptor.log().piece(next, last, self.config.piece_bytes_max);
                     let start = next;
                     next = Slot(next.0 + entries.len() as u64);
                     messages.push(Message::Accept { ballot, start, entries, decided });

@@ -17,8 +17,8 @@ use crate::{Ballot, GroupId, NodeId, Slot, Time};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 
-/// Entries' bytes in one message or piece; a single larger entry travels alone.
-pub(crate) const PIECE_BYTES_MAX: usize = 1 << 20;
+/// What [`ReplicaConfig::piece_bytes_max`] should be.
+pub const PIECE_BYTES_MAX: usize = 1 << 20;
 /// Entries in flight to one peer beyond what it acknowledged.
 pub(crate) const PIPELINE_SLOTS_MAX: u64 = 256;
 
@@ -120,6 +120,8 @@ pub struct ReplicaConfig {
     pub replicas: Vec<NodeId>,
     /// The node's durable boot counter.
     pub boot: u64,
+    /// Entries' bytes in one message, record or piece; a single larger entry travels alone.
+    pub piece_bytes_max: usize,
 }
 
 /// A replica.
@@ -184,7 +186,7 @@ impl Replica {
             Input::Confirm => self.confirm(now, &mut out),
             Input::HandOver(to) => self.hand_over(now, to, &mut out),
             Input::Checkpoint(flushed) => {
-                self.acceptor.checkpoint(flushed.min(self.delivered), PIECE_BYTES_MAX, &mut out.records);
+                self.acceptor.checkpoint(flushed.min(self.delivered), self.config.piece_bytes_max, &mut out.records);
             }
         }
         self.follow_ballots();
@@ -385,7 +387,7 @@ impl Replica {
             out.snapshot_wanted.push(to);
             return;
         }
-        let entries = self.acceptor.log().piece(start, end, PIECE_BYTES_MAX);
+        let entries = self.acceptor.log().piece(start, end, self.config.piece_bytes_max);
         self.send_now(out, to, Message::Fetched { ballot, start, entries });
     }
 

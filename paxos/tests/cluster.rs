@@ -316,7 +316,8 @@ impl World {
 fn boot(id: NodeId, count: u64, boot: u64, log: Vec<Record>, applied: Vec<Bytes>, now: Time) -> Node {
     let slot = Slot(applied.len() as u64);
     let recovered = recover(log.iter(), slot, Slot(0)).unwrap();
-    let config = ReplicaConfig { me: id, group: GROUP, replicas: ids(count), boot };
+    let config =
+        ReplicaConfig { me: id, group: GROUP, replicas: ids(count), boot, piece_bytes_max: paxos::PIECE_BYTES_MAX };
     let replica = Replica::new(config, recovered, slot);
     let beats = Heartbeats::new(id, boot, Timing::default(), &ids(count), now);
     let synced = log.len();

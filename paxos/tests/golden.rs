@@ -150,7 +150,13 @@ impl Script {
 
     fn start(&mut self, id: NodeId, boot: u64, log: Vec<Record>, applied: Slot) {
         let recovered = paxos::recover(log.iter(), applied, Slot(0)).unwrap_or_else(|gap| panic!("{id}: {gap}"));
-        let config = ReplicaConfig { me: id, group: GROUP, replicas: self.replicas.clone(), boot };
+        let config = ReplicaConfig {
+            me: id,
+            group: GROUP,
+            replicas: self.replicas.clone(),
+            boot,
+            piece_bytes_max: paxos::PIECE_BYTES_MAX,
+        };
         let replica = Replica::new(config, recovered, applied);
         let mut beats = Heartbeats::new(id, boot, Timing::default(), &self.replicas, self.now);
         beats.publish(GROUP, replica.status());

@@ -116,7 +116,13 @@ impl<S: Store> Core<S> {
 
     fn host(&mut self, hosted: Hosted<S>) {
         let Hosted { group, replicas, recovered, applied, machine } = hosted;
-        let config = ReplicaConfig { me: self.config.me, group, replicas, boot: self.config.boot };
+        let config = ReplicaConfig {
+            me: self.config.me,
+            group,
+            replicas,
+            boot: self.config.boot,
+            piece_bytes_max: self.config.limits.piece_bytes_max,
+        };
         let replica = Replica::new(config, recovered, applied);
         self.beats.publish(group, Status { full: self.no_space, ..replica.status() });
         if let Machine::Master(state) = &machine {
@@ -226,7 +232,9 @@ impl<S: Store> Core<S> {
             }
             NodeMessage::Register(info) => self.register(now, *info),
             NodeMessage::MapReply(map) => self.learn_map(Arc::new(*map)),
-            NodeMessage::SnapshotPiece { .. } | NodeMessage::SnapshotAck { .. } => {
+            NodeMessage::SnapshotPiece { .. }
+            | NodeMessage::SnapshotAck { .. }
+            | NodeMessage::SnapshotRefused { .. } => {
                 self.snapshot_message(now, from, message);
             }
         }

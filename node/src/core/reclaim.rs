@@ -49,10 +49,12 @@ impl<S: Store> Core<S> {
             return;
         }
         let Some(flushed) = self.reclaim.flushing.take() else { return };
-        let kept_bytes_max = self.config.limits.kept_bytes_max;
+        let limits = self.config.limits;
         for (id, slot) in flushed {
             self.step(now, id, paxos::Input::Checkpoint(slot));
-            self.step(now, id, paxos::Input::Trim { slot, keep_bytes: kept_bytes_max });
+            let wanted = self.transfers.oldest_image(now, id).map_or(slot, |image| slot.min(image));
+            self.step(now, id, paxos::Input::Trim { slot: wanted, keep_bytes: limits.kept_bytes_max });
+            self.step(now, id, paxos::Input::Trim { slot, keep_bytes: limits.kept_behind_image_bytes_max });
         }
         self.out.reclaim = true;
         // The states go into this segment or a later one.

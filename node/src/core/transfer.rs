@@ -15,6 +15,8 @@ use std::collections::BTreeMap;
 pub const PIECE_BYTES: usize = 1 << 20;
 /// An unacknowledged piece is sent again after this.
 const RESEND_MICROS: u64 = 500_000;
+/// How long the log behind an image that has arrived is kept, until its receiver has said so.
+const KEPT_BEHIND_MICROS: u64 = 5_000_000;
 /// A transfer without progress for this long is given up.
 const GIVE_UP_MICROS: u64 = 20_000_000;
 
@@ -84,6 +86,8 @@ struct Sending {
     group: GroupId,
     to: NodeId,
     sequence: u64,
+    /// The image's slot, once the host has opened it.
+    slot: Option<Slot>,
     /// The piece in flight; `None` while the host reads it.
     piece: Option<(Slot, Bytes, bool)>,
     sent_at: Time,
@@ -105,7 +109,19 @@ struct Receiving {
 pub(super) struct Transfers {
     count: u64,
     sending: BTreeMap<u64, Sending>,
+    /// Images that have arrived lately: their slots, and when.
+    arrived: BTreeMap<GroupId, (Slot, Time)>,
     receiving: BTreeMap<GroupId, Receiving>,
+}
+
+impl Transfers {
+    /// The oldest image of a group that is on its way, or has just arrived: its receiver will want the
+    /// log from there on.
+    pub(super) fn oldest_image(&self, now: Time, group: GroupId) -> Option<Slot> {
+        let sending = self.sending.values().filter(|sending| sending.group == group).filter_map(|it| it.slot);
+        let arrived = self.arrived.get(&group).filter(|(_, at)| now.since(*at) < KEPT_BEHIND_MICROS);
+        sending.chain(arrived.map(|(slot, _)| *slot)).min()
+    }
 }
 
 impl<S: Store> Core<S> {
@@ -120,7 +136,7 @@ impl<S: Store> Core<S> {
         let transfer = self.config.boot << 32 | transfers.count;
         transfers
             .sending
-            .insert(transfer, Sending { group, to, sequence: 0, piece: None, sent_at: now, moved_at: now });
+            .insert(transfer, Sending { group, to, sequence: 0, slot: None, piece: None, sent_at: now, moved_at: now });
         self.out.snapshots.push(SnapshotJob::Read { group, transfer, sequence: 0 });
     }
 
@@ -137,12 +153,20 @@ impl<S: Store> Core<S> {
                 };
                 sending.moved_at = now;
                 if last {
+                    if let Some(slot) = sending.slot {
+                        self.transfers.arrived.insert(sending.group, (slot, now));
+                    }
                     self.end_transfer(transfer);
                     return;
                 }
                 sending.sequence += 1;
                 let (group, sequence) = (sending.group, sending.sequence);
                 self.out.snapshots.push(SnapshotJob::Read { group, transfer, sequence });
+            }
+            NodeMessage::SnapshotRefused { transfer, .. }
+                if self.transfers.sending.get(&transfer).is_some_and(|sending| sending.to == from) =>
+            {
+                self.end_transfer(transfer);
             }
             _ => {}
         }
@@ -168,17 +192,24 @@ impl<S: Store> Core<S> {
         if !self.groups.contains_key(&group) {
             return;
         }
+        // The present leader is whom the replica will follow; an earlier one may be gone in the middle.
+        let leads = self.leader_of(group) == Some(from);
         let receiving = &mut self.transfers.receiving;
         let stale = receiving.get(&group).is_none_or(|current| now.since(current.moved_at) > GIVE_UP_MICROS);
         if sequence == 0
             && (stale
-                || receiving.get(&group).is_some_and(|current| current.transfer < transfer && current.from == from))
+                || receiving
+                    .get(&group)
+                    .is_some_and(|current| if current.from == from { current.transfer < transfer } else { leads }))
         {
             receiving.insert(group, Receiving { from, transfer, next: 0, storing: false, moved_at: now });
         }
         let Some(current) =
             receiving.get_mut(&group).filter(|current| current.transfer == transfer && current.from == from)
         else {
+            if sequence > 0 {
+                self.out.send.push((from, NodeMessage::SnapshotRefused { group, transfer }));
+            }
             return;
         };
         if sequence < current.next {
@@ -202,6 +233,7 @@ impl<S: Store> Core<S> {
                     self.end_transfer(transfer);
                     return;
                 };
+                sending.slot = Some(slot);
                 sending.piece = Some((slot, piece, last));
                 sending.sent_at = now;
                 self.send_piece(transfer);
@@ -221,6 +253,7 @@ impl<S: Store> Core<S> {
                 let from = current.from;
                 if failed {
                     self.transfers.receiving.remove(&group);
+                    self.out.send.push((from, NodeMessage::SnapshotRefused { group, transfer }));
                     return;
                 }
                 current.storing = false;
@@ -264,5 +297,113 @@ impl<S: Store> Core<S> {
         if let Some(group) = self.groups.get_mut(&group) {
             group.machine = machine;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::{CoreConfig, Hosted, Input, Limits, ReadMode};
+    use crate::host::Machines;
+    use paxos::Recovered;
+    use paxos::heartbeat::Timing;
+    use shardkv::map::{NodeInfo, ShardMap};
+    use shardkv::{MemoryStore, SessionLimits};
+    use std::sync::Arc;
+
+    const GROUP: GroupId = GroupId(2);
+    const N2: NodeId = NodeId(2);
+    const SECOND: u64 = 1_000_000;
+
+    /// A follower of a group with 100 small entries, all applied, that would rather keep none of them.
+    fn core(now: Time) -> Core<MemoryStore> {
+        let nodes = vec![NodeId(1), N2, NodeId(3)];
+        let limits = Limits { kept_bytes_max: 0, kept_behind_image_bytes_max: 1000, ..Limits::default() };
+        let (name, address) = (String::from("n1"), String::new());
+        let config = CoreConfig {
+            me: NodeId(1),
+            boot: 1,
+            info: NodeInfo { id: NodeId(1), name, peer_address: address.clone(), client_address: address },
+            nodes: nodes.clone(),
+            timing: Timing::default(),
+            read_mode: ReadMode::Lease,
+            genesis: ShardMap::default(),
+            limits,
+        };
+        let (store, sessions) = (Arc::new(MemoryStore::new()), SessionLimits::default());
+        let machines = Machines::open(store, &[GROUP], 1, sessions).expect("an empty store opens");
+        let machine = machines.machine(GROUP).expect("it was just opened");
+        let recovered = Recovered {
+            first_kept: Slot(1),
+            length: Slot(100),
+            decided: Slot(100),
+            entries: vec![Bytes::from_static(&[0; 10]); 100],
+            ..Recovered::default()
+        };
+        let applied = Slot(100);
+        Core::new(config, vec![Hosted { group: GROUP, replicas: nodes, recovered, applied, machine }], now)
+    }
+
+    fn flush(core: &mut Core<MemoryStore>, now: Time) -> Slot {
+        core.begin_reclaim();
+        let number = core.turn(now).flush.expect("a flush is asked for");
+        core.input(now, Input::Flushed(number));
+        let ticket = core.turn(now).ticket;
+        core.input(now, Input::Durable { ticket, segment: 1 });
+        core.turn(now);
+        core.replica(GROUP).expect("it is hosted").acceptor().log().first_kept()
+    }
+
+    #[test]
+    fn the_log_behind_an_image_is_kept_until_its_receiver_can_ask_for_it() {
+        let now = Time(SECOND);
+        let mut core = core(now);
+        core.start_transfer(now, GROUP, N2);
+        let [SnapshotJob::Read { transfer, .. }] = core.turn(now).snapshots[..] else { panic!("an image is opened") };
+        let piece = Some((Bytes::from_static(b"all of it"), true));
+        let read = SnapshotEvent::Read { transfer, sequence: 0, slot: Slot(40), piece };
+        core.input(now, Input::Snapshot(read));
+        assert_eq!(flush(&mut core, now), Slot(41), "the image is on its way");
+        let message = NodeMessage::SnapshotAck { group: GROUP, transfer, sequence: 0 };
+        core.input(now, Input::Message { from: N2, message });
+        assert_eq!(flush(&mut core, now), Slot(41), "it has just arrived");
+        let later = now.plus(KEPT_BEHIND_MICROS);
+        assert_eq!(flush(&mut core, later), Slot(101));
+    }
+
+    #[test]
+    fn what_is_kept_behind_an_image_is_bounded() {
+        let now = Time(SECOND);
+        let mut core = core(now);
+        core.config.limits.kept_behind_image_bytes_max = 300;
+        core.start_transfer(now, GROUP, N2);
+        let [SnapshotJob::Read { transfer, .. }] = core.turn(now).snapshots[..] else { panic!("an image is opened") };
+        let read = SnapshotEvent::Read { transfer, sequence: 0, slot: Slot(40), piece: Some((Bytes::new(), true)) };
+        core.input(now, Input::Snapshot(read));
+        assert_eq!(flush(&mut core, now), Slot(71), "300 bytes are 30 entries");
+    }
+
+    #[test]
+    fn a_transfer_that_its_receiver_does_not_know_ends_at_once() {
+        let now = Time(SECOND);
+        let (mut receiver, mut sender) = (core(now), core(now));
+        let piece = |sequence| NodeMessage::SnapshotPiece {
+            group: GROUP,
+            transfer: 1 << 32 | 1,
+            sequence,
+            slot: Slot(40),
+            piece: Bytes::new(),
+            last: false,
+        };
+        receiver.input(now, Input::Message { from: N2, message: piece(3) });
+        let sent = receiver.turn(now).send;
+        let [(N2, refused @ NodeMessage::SnapshotRefused { .. })] = &sent[..] else { panic!("{sent:?}") };
+        sender.start_transfer(now, GROUP, N2);
+        sender.turn(now);
+        sender.input(now, Input::Message { from: N2, message: refused.clone() });
+        let closed = sender.turn(now).snapshots;
+        assert_eq!(closed, [SnapshotJob::Close { transfer: 1 << 32 | 1 }]);
+        sender.start_transfer(now, GROUP, N2);
+        assert_eq!(sender.turn(now).snapshots.len(), 1, "another one may begin");
     }
 }

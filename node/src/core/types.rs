@@ -63,8 +63,12 @@ pub struct Limits {
     pub apply_lag_bytes_max: usize,
     /// Proposals in flight per group.
     pub proposals_max: usize,
+    /// Bytes of entries in one message, record or piece of either; a single larger entry travels alone.
+    pub piece_bytes_max: usize,
     /// Bytes of entries kept in memory for peers that lag, per group.
     pub kept_bytes_max: usize,
+    /// The same while an image of the group is on its way: whoever gets it needs what follows it.
+    pub kept_behind_image_bytes_max: usize,
 }
 
 impl Default for Limits {
@@ -77,7 +81,9 @@ impl Default for Limits {
             scans_max: 4096,
             apply_lag_bytes_max: 64 << 20,
             proposals_max: 8,
+            piece_bytes_max: paxos::PIECE_BYTES_MAX,
             kept_bytes_max: 16 << 20,
+            kept_behind_image_bytes_max: 256 << 20,
         }
     }
 }

@@ -5,7 +5,7 @@ use crate::core::{Core, CoreConfig, Hosted};
 use crate::host::Machines;
 use paxos::{GroupId, NodeId, Record, Recovered, recover};
 use shardkv::store::StoreError;
-use shardkv::{CachedStore, RocksOptions, RocksStore};
+use shardkv::{CachedStore, RocksOptions, RocksStore, SessionLimits};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -146,7 +146,8 @@ pub fn open(config: NodeConfig) -> Result<Opened, OpenError> {
         Space::open(reserve, Marks::new(config.store.flush_bytes()), open_rocks).map_err(store_failed)?;
     let store = Arc::new(CachedStore::new(PatientStore::new(rocks, space.clone()), config.row_cache_bytes));
     let groups: Vec<GroupId> = config.groups.iter().map(|(group, _)| *group).collect();
-    let machines = Machines::open(store.clone(), &groups, config.core.boot).map_err(store_failed)?;
+    let sessions = SessionLimits::default();
+    let machines = Machines::open(store.clone(), &groups, config.core.boot, sessions).map_err(store_failed)?;
 
     let path = config.data_dir.join("log");
     let log_failed = |source| OpenError::Log { path: path.clone(), source };
@@ -202,9 +203,9 @@ fn recover_group(
     let marked = pairs.filter(|(_, record)| matches!(record, Record::Suspect)).map(|(at, _)| at.lsn).next();
     let fresh = recovery.lost.iter().any(|lost| marked.is_none_or(|mark| lost.end > mark));
     if recovery.is_suspect(group.0) && fresh {
-        // The mark is durable before the replica may say a word.
+        // The mark is durable before the replica may say a word, also on a full disk.
         let mark = Append { group: group.0, payload: Record::Suspect.encode(), twice: true };
-        log.append(&[mark]).map_err(|error| OpenError::Io {
+        log.append_reclaim(&[mark]).map_err(|error| OpenError::Io {
             what: format!("write to the log in {}", path.display()),
             source: std::io::Error::other(error.to_string()),
         })?;

@@ -9,6 +9,7 @@ pub struct Coverage(BTreeMap<&'static str, u64>);
 
 /// What a run over many seeds must have seen.
 pub const REQUIRED: &[&str] = &[
+    "accept_sync",
     "apply.entries",
     "client.acknowledged",
     "client.compacted",
@@ -20,6 +21,7 @@ pub const REQUIRED: &[&str] = &[
     "disk.full",
     "disk.fsync_error",
     "election",
+    "fetch",
     "gateway.crash",
     "gateway.retries",
     "group_commit.shared",
@@ -36,6 +38,8 @@ pub const REQUIRED: &[&str] = &[
     "rot",
     "rot.suspect",
     "segments.released",
+    "sync.in_pieces",
+    "session.expired",
     "snapshot.installed",
     "snapshot.read",
     "store.batches_lost",

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use gateway::{Gateway, GatewayConfig, Input, Outputs};
 use paxos::{NodeId, Time};
 use shardkv::ops::OpResult;
-use shardkv::request::{Reply, ReplyBody, Request, RequestBody};
+use shardkv::request::{OpError, Reply, ReplyBody, Request, RequestBody};
 use std::collections::BTreeMap;
 
 /// A gateway.
@@ -50,6 +50,9 @@ impl World {
             seed: [self.random.bits(), self.random.bits()],
             local,
             nodes: self.plan.nodes.clone(),
+            session_window: GatewayConfig::default()
+                .session_window
+                .min(self.plan.sessions.outcomes_per_session_max as u64 / 2),
             ..GatewayConfig::default()
         };
         let gateway = &mut self.gateways[index];
@@ -177,6 +180,9 @@ impl World {
             self.now,
             format_args!("{from} → gateway {} reply {:x} {}", gateway.0, reply.id, brief_reply(&reply.body)),
         );
+        if matches!(reply.body, ReplyBody::Failed(OpError::SessionExpired)) {
+            self.coverage.hit("session.expired");
+        }
         for delay in self.delays(gateway.0, from, false) {
             self.schedule(delay, Event::Reply { gateway, from, reply: reply.clone() });
         }

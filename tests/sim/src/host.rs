@@ -138,6 +138,7 @@ impl World {
             Message::Confirmed { .. } => self.coverage.hit("confirmed"),
             Message::AcceptSync { .. } => self.coverage.hit("accept_sync"),
             Message::Fetch { .. } => self.coverage.hit("fetch"),
+            Message::SyncProgress { .. } => self.coverage.hit("sync.in_pieces"),
             _ => {}
         }
     }

@@ -9,7 +9,7 @@ use crate::world::{Event, NodeEvent, World};
 use node::core::{Core, CoreConfig, Hosted};
 use node::host::Machines;
 use paxos::heartbeat::Timing;
-use paxos::{GroupId, NodeId, Record, Recovered, Time, recover};
+use paxos::{GroupId, NodeId, Record, Recovered, Slot, Time, recover};
 use shardkv::MemoryStore;
 use shardkv::map::{GroupInfo, NodeInfo, ShardMap};
 use shardkv::types::Revision;
@@ -123,7 +123,8 @@ impl World {
         let config = self.core_config(node, boot);
         let Some(site) = self.sites.get_mut(&node) else { return Ok(()) };
         let ids: Vec<GroupId> = hosted.iter().map(|(group, _)| *group).collect();
-        let machines = Machines::open(site.store.clone(), &ids, boot).map_err(|error| format!("{node}: {error}"))?;
+        let machines = Machines::open(site.store.clone(), &ids, boot, self.plan.sessions)
+            .map_err(|error| format!("{node}: {error}"))?;
         let mut now = site.clock.read(self.now);
         if self.plan.options.mutant == Some(Mutant::ForgetGrants) {
             now = Time(now.0 - Timing::default().lease_micros);
@@ -132,11 +133,21 @@ impl World {
         let mut said = String::new();
         for (group, nodes) in hosted {
             let recovered = match recover_group(&mut log, recovery, group, &machines)? {
-                Ok(recovered) => recovered,
-                Err(gap) => return Err(format!("{node}, {group}: {gap}")),
+                Some(Ok(recovered)) => recovered,
+                Some(Err(gap)) => return Err(format!("{node}, {group}: {gap}")),
+                None => {
+                    self.trace.line(self.now, format_args!("{node} has no room to mark {group} suspect"));
+                    self.coverage.hit("disk.full_at_open");
+                    self.schedule(500_000, Event::Restart(node));
+                    return Ok(());
+                }
             };
             if recovered.suspect {
                 self.coverage.hit("rot.suspect");
+            }
+            // What a replica keeps as decided it may send to others.
+            for (slot, entry) in (recovered.first_kept.0..=recovered.decided.0).zip(&recovered.entries) {
+                self.invariants.decided(node, group, Slot(slot), entry)?;
             }
             let applied = machines.applied(group);
             said.push_str(&format!(
@@ -253,13 +264,13 @@ impl World {
     }
 }
 
-/// The acceptor's state of one group, as the runtime recovers it.
+/// The acceptor's state of one group, as the runtime recovers it; `None` where the disk has no room for it.
 fn recover_group(
     log: &mut Log,
     recovery: &Recovery,
     group: GroupId,
     machines: &Machines<MemoryStore>,
-) -> Result<Result<Recovered, paxos::record::Gap>, String> {
+) -> Result<Option<Result<Recovered, paxos::record::Gap>>, String> {
     let found = recovery.groups.get(&group.0).map(Vec::as_slice).unwrap_or_default();
     let decoded = found.iter().map(|record| Record::decode(&record.payload)).collect::<Result<Vec<_>, _>>();
     let mut records = decoded.map_err(|error| format!("a record of {group} does not decode: {error}"))?;
@@ -268,8 +279,12 @@ fn recover_group(
     let fresh = recovery.lost.iter().any(|lost| marked.is_none_or(|mark| lost.end > mark));
     if recovery.is_suspect(group.0) && fresh {
         let mark = Append { group: group.0, payload: Record::Suspect.encode(), twice: true };
-        log.append(&[mark]).map_err(|error| format!("marking {group} suspect: {error}"))?;
+        match log.append_reclaim(&[mark]) {
+            Ok(_) => {}
+            Err(wal::LogError::Full { .. }) => return Ok(None),
+            Err(error) => return Err(format!("marking {group} suspect: {error}")),
+        }
         records.push(Record::Suspect);
     }
-    Ok(recover(records.iter(), machines.applied(group), machines.imaged(group)))
+    Ok(Some(recover(records.iter(), machines.applied(group), machines.imaged(group))))
 }

@@ -7,6 +7,7 @@ use crate::random::Random;
 use bytes::Bytes;
 use node::core::{Limits, ReadMode};
 use paxos::{GroupId, NodeId};
+use shardkv::SessionLimits;
 use shardkv::map::SHARDMASTER_GROUP;
 use std::collections::BTreeSet;
 
@@ -100,6 +101,8 @@ pub struct Plan {
     pub compaction: Option<u64>,
     /// Bounds of the nodes' queues.
     pub limits: Limits,
+    /// Bounds of the shards' session tables.
+    pub sessions: SessionLimits,
     /// The log's segments.
     pub segment_bytes: u64,
     /// How many recycled segments are kept.
@@ -189,8 +192,17 @@ impl Plan {
             compaction: random.chance(500).then(|| random.skewed(0, 5_000_000)),
             limits: Limits {
                 proposals_max: usize::try_from(random.between(1, 8)).unwrap_or(8),
+                piece_bytes_max: 1 << random.between(6, 16),
                 kept_bytes_max: 1 << random.between(8, 15),
+                kept_behind_image_bytes_max: 1 << random.between(10, 18),
                 ..Limits::default()
+            },
+            sessions: match random.chance(400) {
+                true => SessionLimits {
+                    sessions_max: usize::try_from(random.between(1, 6)).unwrap_or(1),
+                    outcomes_per_session_max: usize::try_from(random.between(4, 40)).unwrap_or(4),
+                },
+                false => SessionLimits::default(),
             },
             spares_max: usize::try_from(random.below(3)).unwrap_or_default(),
             segment_bytes: (384 << 10) << random.below(3),
