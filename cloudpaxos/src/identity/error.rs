@@ -138,6 +138,11 @@ impl IdentityError {
     pub(super) fn io(action: &'static str, path: &Path, error: io::Error) -> IdentityError {
         IdentityError::Io { action, path: path.to_owned(), error }
     }
+
+    /// Whether the disk had no room.
+    pub(super) fn is_full(&self) -> bool {
+        matches!(self, IdentityError::Io { error, .. } if error.kind() == io::ErrorKind::StorageFull)
+    }
 }
 
 /// Adds to a failure of the system what was tried, and on what.

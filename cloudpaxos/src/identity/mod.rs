@@ -23,6 +23,7 @@ pub use error::IdentityError;
 
 use crate::config::{Genesis, NodeName};
 use error::IoContext;
+use node::runtime::RESERVE;
 use paxos::NodeId;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
@@ -98,8 +99,17 @@ pub fn open(path: &Path, claim: Claim<'_>) -> Result<DataDir, IdentityError> {
         }
         None => (bootstrap(path, claim)?, true, Vec::new()),
     };
-    file::write(path, &identity)?;
+    write(path, &identity)?;
     Ok(DataDir { path: path.to_owned(), identity, created, notes, _lock: lock })
+}
+
+/// Writes the identity. A start must not need room that a full disk lacks: the store's reserve is given up
+/// for it, as the store itself would.
+fn write(path: &Path, identity: &Identity) -> Result<(), IdentityError> {
+    match file::write(path, identity) {
+        Err(error) if error.is_full() && fs::remove_file(path.join(RESERVE)).is_ok() => file::write(path, identity),
+        written => written,
+    }
 }
 
 /// Remembers that the node's log is there. Before the node says a word: a promise that only a lost log
@@ -107,7 +117,7 @@ pub fn open(path: &Path, claim: Claim<'_>) -> Result<DataDir, IdentityError> {
 pub fn mark_formed(path: &Path, identity: &Identity) -> Result<(), IdentityError> {
     match identity.formed {
         true => Ok(()),
-        false => file::write(path, &Identity { formed: true, ..identity.clone() }),
+        false => write(path, &Identity { formed: true, ..identity.clone() }),
     }
 }
 

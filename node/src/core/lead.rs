@@ -76,7 +76,9 @@ pub(super) struct Lead {
     /// No more proposals: leadership is about to be handed over.
     pub(super) draining: bool,
     /// Shards whose activation, and the floor whose compaction, is on its way.
-    pub(super) activating: bool,
+    pub(super) activating: Option<u64>,
+    /// A compaction that the shardmaster has logged, and the write that it must be logged behind.
+    pub(super) compaction: Option<(u64, Revision)>,
     pub(super) compacting: Revision,
 }
 
@@ -111,7 +113,8 @@ impl Lead {
             unleased: Vec::new(),
             confirming: VecDeque::new(),
             draining: false,
-            activating: false,
+            activating: None,
+            compaction: None,
             compacting: Revision(0),
         }
     }

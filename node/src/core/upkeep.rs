@@ -75,12 +75,10 @@ impl<S: Store> Core<S> {
         if !lead.ready || lead.draining {
             return;
         }
-        if lead.activating && lead.in_flight() == 0 {
-            lead.activating = false;
-        }
-        if lead.activating {
+        if lead.activating.is_some_and(|last| lead.done < last) {
             return;
         }
+        lead.activating = None;
         let owned = reader.shards();
         let missing = map
             .shards
@@ -88,7 +86,6 @@ impl<S: Store> Core<S> {
             .filter(|shard| shard.group == id)
             .filter(|shard| !owned.iter().any(|owned| owned.id == shard.id && owned.epoch >= shard.epoch));
         for shard in missing {
-            lead.activating = true;
             let command = Command::Activate {
                 revision: Revision(0),
                 shard: shard.id,
@@ -96,14 +93,19 @@ impl<S: Store> Core<S> {
                 epoch: shard.epoch,
             };
             lead.enqueue(Waiter::Nobody, command, 256);
+            lead.activating = Some(lead.last_write());
         }
         let floor = owned.iter().map(|shard| shard.floor).min().unwrap_or(map.compacted);
-        // The compaction's revision was handed out long before we read of it, and whatever is in
-        // line was asked for later or lies in front of it in the log.
-        if map.compacted > floor && map.compacted > lead.compacting && lead.in_flight() == 0 {
+        // The compaction's revision was handed out before we read of it: what arrives from now on is
+        // stamped above it, and what is in line already has to be applied first.
+        if map.compacted > floor && map.compacted > lead.compacting {
             lead.compacting = map.compacted;
-            lead.closed = lead.closed.max(map.compacted);
-            lead.enqueue(Waiter::Nobody, Command::Compact { revision: map.compacted }, 64);
+            lead.compaction = Some((lead.last_write(), map.compacted));
+        }
+        let done = lead.done;
+        if let Some((_, revision)) = lead.compaction.take_if(|(behind, _)| *behind <= done) {
+            lead.closed = lead.closed.max(revision);
+            lead.enqueue(Waiter::Nobody, Command::Compact { revision }, 64);
         }
     }
 

@@ -4,44 +4,78 @@ use crate::core::Input;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
+#[derive(Default)]
+struct Inner {
+    inputs: Vec<Input>,
+    /// Requests among them, and messages of peers: each kind has the bound for itself, so that a flood
+    /// of requests keeps no heartbeat out.
+    requests: usize,
+    messages: usize,
+}
+
+impl Inner {
+    /// What counts how many inputs of this one's kind wait, if they are bounded here.
+    fn count(&mut self, input: &Input) -> Option<&mut usize> {
+        match input {
+            Input::Request { .. } => Some(&mut self.requests),
+            Input::Message { .. } => Some(&mut self.messages),
+            Input::Durable { .. }
+            | Input::Applied(_)
+            | Input::Scanned { .. }
+            | Input::Tick
+            | Input::Flushed(_)
+            | Input::Snapshot(_)
+            | Input::NoSpace(_) => None,
+        }
+    }
+}
+
 /// Inputs waiting for the next turn. What other threads of this node bring is bounded by what the
 /// core asked them for; what comes from outside is refused beyond the bound.
 pub struct Mailbox {
-    inputs: Mutex<Vec<Input>>,
+    inner: Mutex<Inner>,
     notify: Notify,
     outside_max: usize,
 }
 
 impl Mailbox {
-    /// An empty mailbox that takes at most `outside_max` waiting inputs from outside.
+    /// An empty mailbox that takes at most `outside_max` waiting requests, and as many messages of peers.
     pub fn new(outside_max: usize) -> Mailbox {
-        Mailbox { inputs: Mutex::new(Vec::new()), notify: Notify::new(), outside_max }
+        Mailbox { inner: Mutex::default(), notify: Notify::new(), outside_max }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Input>> {
-        // A Vec is whole between any two statements.
-        self.inputs.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // It is whole between any two statements.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Brings an input of this node's own threads.
     pub fn push(&self, input: Input) {
-        self.lock().push(input);
+        self.lock().inputs.push(input);
         self.notify.notify_one();
     }
 
     /// Brings an input that nobody waits for: the next turn, at the latest the next tick, takes it.
     pub fn push_quietly(&self, input: Input) {
-        self.lock().push(input);
+        self.lock().inputs.push(input);
     }
 
     /// Brings inputs from outside; those beyond the bound come back.
     pub fn push_outside(&self, more: impl IntoIterator<Item = Input>) -> Vec<Input> {
-        let mut inputs = self.lock();
+        let (mut inner, outside_max) = (self.lock(), self.outside_max);
         let mut refused = Vec::new();
         for input in more {
-            if inputs.len() < self.outside_max { inputs.push(input) } else { refused.push(input) }
+            match inner.count(&input) {
+                Some(count) if *count >= outside_max => refused.push(input),
+                count => {
+                    if let Some(count) = count {
+                        *count += 1;
+                    }
+                    inner.inputs.push(input);
+                }
+            }
         }
-        drop(inputs);
+        drop(inner);
         self.notify.notify_one();
         refused
     }
@@ -53,11 +87,39 @@ impl Mailbox {
 
     /// Everything that waits, in order.
     pub fn drain(&self) -> Vec<Input> {
-        std::mem::take(&mut *self.lock())
+        std::mem::take(&mut *self.lock()).inputs
     }
 
     /// Returns when something may wait.
     pub async fn filled(&self) {
         self.notify.notified().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::NodeMessage;
+    use paxos::{GroupId, NodeId};
+    use shardkv::request::{Request, RequestBody};
+    use shardkv::types::Revision;
+
+    fn request() -> Input {
+        let (known, body) = (Revision(1), RequestBody::CurrentRevision);
+        Input::Request { token: 1, request: Request { id: 1, group: GroupId(1), known, patience_micros: 1, body } }
+    }
+
+    fn message() -> Input {
+        Input::Message { from: NodeId(2), message: NodeMessage::MapRequest { have_version: 0 } }
+    }
+
+    #[test]
+    fn a_flood_of_requests_keeps_no_peer_out() {
+        let mailbox = Mailbox::new(3);
+        assert_eq!(mailbox.push_outside((0..5).map(|_| request())).len(), 2);
+        assert_eq!(mailbox.push_outside((0..4).map(|_| message())).len(), 1);
+        mailbox.push(Input::Tick);
+        assert_eq!(mailbox.drain().len(), 7);
+        assert!(mailbox.push_outside([request(), message()]).is_empty(), "there is room again");
     }
 }

@@ -11,6 +11,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use wal::{Append, Disk, FileDisk, Log};
 
+/// The store's reserve in the data directory: room that is given up when the disk is full.
+pub const RESERVE: &str = "store-reserve";
+
 /// The store of a real node.
 pub type NodeStore = CachedStore<PatientStore<RocksStore>>;
 
@@ -141,7 +144,7 @@ pub fn open(config: NodeConfig) -> Result<Opened, OpenError> {
     let store_path = config.data_dir.join("store");
     let store_failed = |source| OpenError::Store { path: store_path.clone(), source };
     let open_rocks = || RocksStore::open(&store_path, config.store);
-    let reserve = config.data_dir.join("store-reserve");
+    let reserve = config.data_dir.join(RESERVE);
     let (rocks, space) =
         Space::open(reserve, Marks::new(config.store.flush_bytes()), open_rocks).map_err(store_failed)?;
     let store = Arc::new(CachedStore::new(PatientStore::new(rocks, space.clone()), config.row_cache_bytes));

@@ -32,10 +32,10 @@ pub enum Stop {
     Failed(String),
 }
 
-enum Control {
-    Status(oneshot::Sender<CoreStatus>),
-    Stop(Stop),
-}
+/// Stops that may be queued: where the queue is full, the node stops anyway.
+const STOPS_MAX: usize = 4;
+/// Questions for the status that may be queued; more wait.
+const QUESTIONS_MAX: usize = 64;
 
 /// Progress of the log's thread since the last turn.
 #[derive(Default)]
@@ -50,7 +50,8 @@ pub struct NodeHandle {
     node: NodeId,
     mailbox: Arc<Mailbox>,
     sinks: Arc<Sinks>,
-    control: mpsc::Sender<Control>,
+    questions: mpsc::Sender<oneshot::Sender<CoreStatus>>,
+    stop: mpsc::Sender<Stop>,
     known: Arc<KnownPeers>,
     store: Arc<NodeStore>,
 }
@@ -83,14 +84,14 @@ impl NodeHandle {
     /// What the node tells about itself; `None` when it has stopped.
     pub async fn status(&self) -> Option<CoreStatus> {
         let (sender, receiver) = oneshot::channel();
-        self.control.send(Control::Status(sender)).await.ok()?;
+        self.questions.send(sender).await.ok()?;
         receiver.await.ok()
     }
 
     /// Stops the node.
     pub async fn stop(&self) {
         // It may have stopped already.
-        drop(self.control.send(Control::Stop(Stop::Asked)).await);
+        drop(self.stop.send(Stop::Asked).await);
     }
 
     /// The services of its peer port, for [`super::serve`].
@@ -130,8 +131,9 @@ pub struct Node {
     peers: BTreeMap<NodeId, Arc<Peer>>,
     known: Arc<KnownPeers>,
     store: Arc<NodeStore>,
-    control: mpsc::Receiver<Control>,
-    control_sender: mpsc::Sender<Control>,
+    questions: mpsc::Receiver<oneshot::Sender<CoreStatus>>,
+    stops: mpsc::Receiver<Stop>,
+    stop: mpsc::Sender<Stop>,
     tick: Duration,
     _collector: Collector,
 }
@@ -146,9 +148,10 @@ impl Node {
         };
         let mailbox = Arc::new(Mailbox::new(OUTSIDE_MAX));
         let known = Arc::new(KnownPeers::open(&config).map_err(io("read peers.json in the data directory"))?);
-        let (control_sender, control) = mpsc::channel(64);
+        let (ask, questions) = mpsc::channel(QUESTIONS_MAX);
+        let (stop, stops) = mpsc::channel(STOPS_MAX);
         let wal_progress = Arc::new(Mutex::new(WalProgress::default()));
-        let wal = wal::spawn(log, wal_events(wal_progress.clone(), mailbox.clone(), control_sender.clone()));
+        let wal = wal::spawn(log, wal_events(wal_progress.clone(), mailbox.clone(), stop.clone()));
         let readers = config.groups.iter().filter_map(|(group, _)| match machines.machine(*group) {
             Some(Machine::Data(reader)) => Some(reader),
             Some(Machine::Master(_)) | None => None,
@@ -164,12 +167,12 @@ impl Node {
         let space = SpaceGuard::spawn(space, on_full).map_err(io("start the thread that watches the disk"))?;
         let replaced: Arc<Mutex<BTreeMap<GroupId, Machine<NodeStore>>>> = Arc::default();
         let replacing = replaced.clone();
-        let failed = control_sender.clone();
+        let failed = stop.clone();
         let report = move |report: Report<NodeStore>| match report {
             Report::Machine(group, machine) => {
                 replacing.lock().unwrap_or_else(PoisonError::into_inner).insert(group, machine);
             }
-            Report::Failed(error) => drop(failed.try_send(Control::Stop(Stop::Failed(error.to_string())))),
+            Report::Failed(error) => drop(failed.try_send(Stop::Failed(error.to_string()))),
         };
         let apply = ApplyThread::spawn(machines, mailbox.clone(), report).map_err(io("start the apply thread"))?;
         let scans = ScanThreads::spawn(&mailbox).map_err(io("start a thread for reads"))?;
@@ -183,7 +186,8 @@ impl Node {
             node: me,
             mailbox: mailbox.clone(),
             sinks: sinks.clone(),
-            control: control_sender.clone(),
+            questions: ask,
+            stop: stop.clone(),
             known: known.clone(),
             store: store.clone(),
         };
@@ -204,8 +208,9 @@ impl Node {
             peers,
             known,
             store,
-            control,
-            control_sender,
+            questions,
+            stops,
+            stop,
             tick: Duration::from_micros(config.core.timing.heartbeat_micros),
             _collector: collector,
         };
@@ -215,10 +220,10 @@ impl Node {
     /// Runs the node until it stops.
     pub async fn run(mut self) -> Stop {
         for peer in self.peers.values() {
-            let (peer, known, control) = (peer.clone(), self.known.clone(), self.control_sender.clone());
+            let (peer, known, stop) = (peer.clone(), self.known.clone(), self.stop.clone());
             tokio::spawn(async move {
                 let reason = peers::run(peer, known).await;
-                drop(control.send(Control::Stop(Stop::Failed(reason))).await);
+                drop(stop.send(Stop::Failed(reason)).await);
             });
         }
         let mut ticks = tokio::time::interval(self.tick);
@@ -229,14 +234,11 @@ impl Node {
                 () = self.mailbox.filled() => {}
                 () = sleep_until(wake_at), if wake_at.is_some() => {}
                 _ = ticks.tick() => self.mailbox.push(Input::Tick),
-                control = self.control.recv() => match control {
-                    Some(Control::Status(answer)) => {
-                        // Whoever asked may have gone.
-                        drop(answer.send(self.core.status(super::now())));
-                        continue;
-                    }
-                    Some(Control::Stop(stop)) => return self.close(stop),
-                    None => return self.close(Stop::Asked),
+                stop = self.stops.recv() => return self.close(stop.unwrap_or(Stop::Asked)),
+                Some(answer) = self.questions.recv() => {
+                    // Whoever asked may have gone.
+                    drop(answer.send(self.core.status(super::now())));
+                    continue;
                 }
             }
             self.turn();
@@ -336,17 +338,17 @@ impl Node {
 
     /// Flushes the store on a thread of its own: it may take seconds, and nothing waits for it.
     fn flush(&mut self, number: u64) {
-        let (store, mailbox, control) = (self.store.clone(), self.mailbox.clone(), self.control_sender.clone());
+        let (store, mailbox, stop) = (self.store.clone(), self.mailbox.clone(), self.stop.clone());
         let spawned = std::thread::Builder::new().name("flush".into()).spawn(move || match store.flush() {
             Ok(()) => mailbox.push(Input::Flushed(number)),
-            Err(error) => drop(control.try_send(Control::Stop(Stop::Failed(error.to_string())))),
+            Err(error) => drop(stop.try_send(Stop::Failed(error.to_string()))),
         });
         match spawned {
             // The core asks for one at a time, so an earlier one has ended.
             Ok(thread) => self.flushing = Some(thread),
             Err(error) => {
                 let stop = Stop::Failed(format!("cannot start a thread: {error}"));
-                drop(self.control_sender.try_send(Control::Stop(stop)));
+                drop(self.stop.try_send(stop));
             }
         }
     }
@@ -362,7 +364,7 @@ async fn sleep_until(time: Option<Time>) {
 fn wal_events(
     progress: Arc<Mutex<WalProgress>>,
     mailbox: Arc<Mailbox>,
-    control: mpsc::Sender<Control>,
+    stop: mpsc::Sender<Stop>,
 ) -> Box<dyn Fn(WalEvent) + Send> {
     Box::new(move |event| {
         let mut progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
@@ -372,7 +374,7 @@ fn wal_events(
             WalEvent::SpaceBack => progress.no_space = Some(false),
             WalEvent::Failed(error) => {
                 let reason = format!("the log failed, and nothing more can be made durable: {error}");
-                drop(control.try_send(Control::Stop(Stop::Failed(reason))));
+                drop(stop.try_send(Stop::Failed(reason)));
             }
         }
         drop(progress);

@@ -182,9 +182,14 @@ impl Disks {
 
     /// Takes the room that a member has left, but for what a flush that runs may need.
     fn fill(&self, member: &Member) {
+        self.fill_up_to(member, LEFT_BYTES);
+    }
+
+    /// Takes the room that a member has left, but for so many bytes.
+    fn fill_up_to(&self, member: &Member, left: u64) {
         let data = self.data(member);
         let system = rustix::fs::statvfs(&data).expect("the file system tells its room");
-        let bytes = (system.f_bavail * system.f_frsize).saturating_sub(LEFT_BYTES);
+        let bytes = (system.f_bavail * system.f_frsize).saturating_sub(left);
         let file =
             File::options().create(true).append(true).open(data.join("ballast")).expect("a file beside the data");
         let there = file.metadata().expect("its size can be read").len();
@@ -264,6 +269,31 @@ async fn full_disks_refuse_writes_and_answer_reads_also_after_a_restart_until_th
 
     cluster.numbers().into_iter().for_each(|number| disks.clear(cluster.member(number)));
     writer.put_until("writes go on once there is room", Result::is_ok).await;
+    writer.verify().await;
+    cluster.check_alive().expect("all nodes run");
+}
+
+#[tokio::test]
+async fn a_node_starts_on_a_disk_that_was_filled_while_it_was_down() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let Some(disks) = Disks::new() else { return };
+    let started =
+        Cluster::start_as(System::Cloudpaxos, Layout::AllRoles, directory.path(), |member| disks.start(member)).await;
+    let mut cluster = started.expect("a cluster starts, each node on a disk of its own");
+    let mut writer = Writer::new(&cluster);
+    const N1: Number = 0;
+    for _ in 0..20 {
+        writer.put_until("there is room", Result::is_ok).await;
+    }
+    cluster.kill(N1).expect("n1 is killed");
+    assert!(!disks.lives_on_reserve(cluster.member(N1)), "its reserve is there");
+    disks.fill_up_to(cluster.member(N1), 0);
+    let start = disks.start(cluster.member(N1));
+    cluster.launch_as(N1, &start).expect("a process starts");
+    if let Err(error) = cluster.wait_ready().await {
+        panic!("a start needs no room, but: {error}\n{}", std::fs::read_to_string(cluster.log(N1)).unwrap_or_default());
+    }
+    writer.put_until("the others have room", Result::is_ok).await;
     writer.verify().await;
     cluster.check_alive().expect("all nodes run");
 }
