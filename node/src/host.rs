@@ -102,6 +102,11 @@ impl<S: Store> Machines<S> {
         }
     }
 
+    /// Whether applying would have to wait for the store now.
+    pub fn would_wait(&self) -> bool {
+        self.store.would_wait()
+    }
+
     /// Applies entries. Those that an installed image already covers are skipped.
     pub fn apply(&mut self, job: ApplyJob) -> Result<Option<Applied>, StoreError> {
         let Some(hosted) = self.groups.get_mut(&job.group) else { return Ok(None) };

@@ -163,6 +163,10 @@ impl<S: Store> Store for CachedStore<S> {
         Ok(())
     }
 
+    fn would_wait(&self) -> bool {
+        self.store.would_wait()
+    }
+
     fn flush(&self) -> Result<(), StoreError> {
         self.store.flush()
     }

@@ -194,6 +194,12 @@ impl Store for RocksStore {
         self.db.write_opt(out, &self.unlogged).map_err(failed("write a batch"))
     }
 
+    fn would_wait(&self) -> bool {
+        // What cannot be told is taken for yes.
+        let property = |name| !matches!(self.db.property_int_value(name), Ok(Some(0)));
+        property("rocksdb.is-write-stopped") || property("rocksdb.actual-delayed-write-rate")
+    }
+
     fn flush(&self) -> Result<(), StoreError> {
         self.db.flush().map_err(failed("flush"))
     }

@@ -107,6 +107,11 @@ pub trait Store: View + Send + Sync + 'static {
     /// Applies a batch atomically: a reader, and the store after a crash, see all of it or nothing.
     fn write(&self, batch: &WriteBatch) -> Result<(), StoreError>;
 
+    /// Whether a write would have to wait now: for room, or for the store's own upkeep.
+    fn would_wait(&self) -> bool {
+        false
+    }
+
     /// Makes everything written so far durable.
     fn flush(&self) -> Result<(), StoreError>;
 

@@ -272,7 +272,8 @@ impl<S: Store> Core<S> {
         }
         if !out.decided.is_empty() {
             group.applying_bytes += out.decided.iter().map(|(_, entry)| entry.len()).sum::<usize>();
-            self.out.apply.push(ApplyJob { group: id, entries: out.decided, urgent: group.lead.is_some() });
+            let next = out.decided.first().is_some_and(|(first, _)| *first == group.applied.next());
+            self.out.apply.push(ApplyJob { group: id, next, entries: out.decided, urgent: group.lead.is_some() });
         }
         for peer in out.snapshot_wanted {
             self.start_transfer(now, id, peer);
@@ -317,6 +318,9 @@ impl<S: Store> Core<S> {
     fn applied(&mut self, now: Time, applied: Applied) {
         let Applied { group: id, slot, first, outcomes, bytes, master } = applied;
         let Some(group) = self.groups.get_mut(&id) else { return };
+        // A report that overtakes another would leave those waiting whom the other answers.
+        let ordered = group.lead.is_none() || outcomes.is_empty() || first <= group.applied.next();
+        assert!(ordered, "{id}: entries from {first} on reported behind {}", group.applied);
         group.applied = group.applied.max(slot);
         group.applying_bytes = group.applying_bytes.saturating_sub(bytes);
         if let Some(state) = master {

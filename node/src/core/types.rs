@@ -172,6 +172,9 @@ pub struct ApplyJob {
     pub group: GroupId,
     /// Consecutive entries.
     pub entries: Vec<(Slot, Bytes)>,
+    /// Every entry before them is applied, and the core has heard of it: they, too, may be reported at
+    /// once. Reports must come in the order of the log.
+    pub next: bool,
     /// Somebody waits for the outcomes (this node leads); else they may wait for others, for a few
     /// milliseconds, and the report for the next turn.
     pub urgent: bool,

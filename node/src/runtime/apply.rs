@@ -1,7 +1,11 @@
 //! The apply thread: state machines take in what was decided, and images are read and installed.
+//!
+//! A little that somebody waits for is applied by the caller itself while the thread has nothing to do
+//! with its group and the store would not wait: two hops between threads are a tenth of a lone put's
+//! time.
 
 use super::mailbox::Mailbox;
-use crate::core::{ApplyJob, Input, Machine, SnapshotJob};
+use crate::core::{Applied, ApplyJob, Input, Machine, SnapshotJob};
 use crate::host::Machines;
 use paxos::GroupId;
 use shardkv::store::{Store, StoreError};
@@ -16,6 +20,9 @@ const LAZY_MAX: Duration = Duration::from_millis(5);
 /// Jobs, and bytes of entries, that are taken at once whoever waits.
 const LAZY_JOBS: usize = 64;
 const LAZY_BYTES: usize = 1 << 20;
+/// Entries, and their bytes, that are little.
+const LITTLE_ENTRIES: usize = 4;
+const LITTLE_BYTES: usize = 4096;
 
 /// Work for the thread, in order.
 pub enum Job {
@@ -23,6 +30,17 @@ pub enum Job {
     Apply(ApplyJob),
     /// An image's piece to read or install.
     Snapshot(SnapshotJob),
+}
+
+impl Job {
+    /// The group that it is about; closing an image is about none.
+    fn group(&self) -> Option<GroupId> {
+        match self {
+            Job::Apply(job) => Some(job.group),
+            Job::Snapshot(SnapshotJob::Read { group, .. } | SnapshotJob::Install { group, .. }) => Some(*group),
+            Job::Snapshot(SnapshotJob::Close { .. }) => None,
+        }
+    }
 }
 
 /// What the thread reports beside the mailbox.
@@ -41,10 +59,17 @@ struct Queue {
     bytes: usize,
     /// Somebody waits for one of them.
     urgent: bool,
+    /// The thread performs what it has taken.
+    busy: bool,
     closed: bool,
 }
 
 impl Queue {
+    /// Whether the thread has, or will have, to do with a group.
+    fn concerns(&self, group: GroupId) -> bool {
+        self.busy || self.jobs.iter().any(|job| job.group() == Some(group))
+    }
+
     fn push(&mut self, job: Job) {
         match &job {
             Job::Apply(job) => {
@@ -62,29 +87,54 @@ impl Queue {
 }
 
 /// The way to the apply thread.
-pub struct ApplyThread {
+pub struct ApplyThread<S: Store> {
     shared: Arc<(Mutex<Queue>, Condvar)>,
+    machines: Arc<Mutex<Machines<S>>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl ApplyThread {
+impl<S: Store> ApplyThread<S> {
     /// Starts the thread. `report` is called on it.
-    pub fn spawn<S: Store>(
-        mut machines: Machines<S>,
+    pub fn spawn(
+        machines: Machines<S>,
         mailbox: Arc<Mailbox>,
         report: impl Fn(Report<S>) + Send + 'static,
-    ) -> std::io::Result<ApplyThread> {
+    ) -> std::io::Result<ApplyThread<S>> {
         let shared = Arc::new((Mutex::new(Queue::default()), Condvar::new()));
         let queue = shared.clone();
+        let machines = Arc::new(Mutex::new(machines));
+        let ours = machines.clone();
         let thread = std::thread::Builder::new().name("apply".into()).spawn(move || {
             while let Some(jobs) = next_jobs(&queue) {
-                if let Err(error) = perform(&mut machines, jobs, &mailbox, &report) {
+                let mut machines = ours.lock().unwrap_or_else(PoisonError::into_inner);
+                let performed = perform(&mut machines, jobs, &mailbox, &report);
+                drop(machines);
+                if let Err(error) = performed {
                     report(Report::Failed(error));
                     return;
                 }
+                queue.0.lock().unwrap_or_else(PoisonError::into_inner).busy = false;
             }
         })?;
-        Ok(ApplyThread { shared, thread: Some(thread) })
+        Ok(ApplyThread { shared, machines, thread: Some(thread) })
+    }
+
+    /// Applies a job here and now, if it is little, somebody waits for it, and nothing stands in its way;
+    /// else gives it back.
+    pub fn try_now(&self, job: ApplyJob) -> Result<Result<Option<Applied>, StoreError>, ApplyJob> {
+        let bytes = job.entries.iter().map(|(_, entry)| entry.len()).sum::<usize>();
+        let little = job.entries.len() <= LITTLE_ENTRIES && bytes <= LITTLE_BYTES;
+        if !(job.urgent && job.next && little)
+            || self.shared.0.lock().unwrap_or_else(PoisonError::into_inner).concerns(job.group)
+        {
+            return Err(job);
+        }
+        // The thread takes it only for what it has taken from the queue, and then it is busy.
+        match self.machines.try_lock() {
+            Ok(machines) if machines.would_wait() => Err(job),
+            Ok(mut machines) => Ok(machines.apply(job)),
+            Err(_) => Err(job),
+        }
     }
 
     /// Queues work.
@@ -99,7 +149,7 @@ impl ApplyThread {
     }
 }
 
-impl Drop for ApplyThread {
+impl<S: Store> Drop for ApplyThread<S> {
     fn drop(&mut self) {
         self.shared.0.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
         self.shared.1.notify_one();
@@ -127,7 +177,7 @@ fn next_jobs(shared: &(Mutex<Queue>, Condvar)) -> Option<VecDeque<Job>> {
     if queue.closed {
         return None;
     }
-    (queue.bytes, queue.urgent) = (0, false);
+    (queue.bytes, queue.urgent, queue.busy) = (0, false, true);
     Some(std::mem::take(&mut queue.jobs))
 }
 

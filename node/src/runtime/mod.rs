@@ -28,7 +28,7 @@ mod turn_loop;
 
 pub use clock::now;
 pub use mailbox::Mailbox;
-pub use open::{NodeConfig, RESERVE, OpenError, PeerAddress, open};
+pub use open::{NodeConfig, OpenError, PeerAddress, RESERVE, open};
 pub use peers::{Handshake, KnownPeers};
 pub use replies::ReplySink;
 pub use service::serve;

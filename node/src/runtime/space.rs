@@ -287,6 +287,10 @@ impl<S: Store> Store for PatientStore<S> {
         self.store.write(batch)
     }
 
+    fn would_wait(&self) -> bool {
+        self.bytes.load(Ordering::Relaxed) >= LOOK_BYTES || self.space.is_full() || self.store.would_wait()
+    }
+
     fn flush(&self) -> Result<(), StoreError> {
         self.wait_for_room("flush")?;
         self.store.flush()

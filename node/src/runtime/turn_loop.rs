@@ -9,7 +9,7 @@ use super::replies::{ReplySink, Sinks};
 use super::scan::ScanThreads;
 use super::service::{DataService, PeerPort, PeerService, overloaded};
 use super::space::SpaceGuard;
-use crate::core::{Core, CoreStatus, Input, Machine, Outputs};
+use crate::core::{ApplyJob, Core, CoreStatus, Input, Machine, Outputs};
 use paxos::{GroupId, NodeId, Time};
 use shardkv::request::Request;
 use shardkv::store::Store;
@@ -123,7 +123,7 @@ pub struct Node {
     full: bool,
     /// Before the threads that may wait for room: they end because this has ended.
     space: SpaceGuard,
-    apply: ApplyThread,
+    apply: ApplyThread<NodeStore>,
     scans: ScanThreads<NodeStore>,
     flushing: Option<JoinHandle<()>>,
     /// States that images have replaced since the last turn: at most one per group.
@@ -280,12 +280,21 @@ impl Node {
             if out.is_empty() {
                 break;
             }
-            self.perform(out);
+            self.perform(now, out);
         }
         self.feed_wal();
     }
 
-    fn perform(&mut self, out: Outputs) {
+    fn apply(&mut self, now: Time, job: ApplyJob) {
+        match self.apply.try_now(job) {
+            Ok(Ok(Some(applied))) => self.core.input(now, Input::Applied(applied)),
+            Ok(Ok(None)) => {}
+            Ok(Err(error)) => drop(self.stop.try_send(Stop::Failed(error.to_string()))),
+            Err(job) => self.apply.push([Job::Apply(job)]),
+        }
+    }
+
+    fn perform(&mut self, now: Time, out: Outputs) {
         if !out.log.is_empty() {
             let append = |(group, record): (GroupId, paxos::Record)| Append {
                 group: group.0,
@@ -304,7 +313,9 @@ impl Node {
                 peer.send(messages.into_iter());
             }
         }
-        self.apply.push(out.apply.into_iter().map(Job::Apply));
+        for job in out.apply {
+            self.apply(now, job);
+        }
         self.apply.push(out.snapshots.into_iter().map(Job::Snapshot));
         for job in out.scans {
             match self.core.reader(job.group) {

@@ -10,6 +10,7 @@ pub struct Coverage(BTreeMap<&'static str, u64>);
 /// What a run over many seeds must have seen.
 pub const REQUIRED: &[&str] = &[
     "accept_sync",
+    "apply.at_once",
     "apply.entries",
     "client.acknowledged",
     "client.compacted",

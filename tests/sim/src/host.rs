@@ -91,8 +91,18 @@ impl World {
                 self.invariants.decided(node, job.group, *slot, entry)?;
             }
         }
-        let jobs = out.apply.into_iter().map(Job::Apply).chain(out.snapshots.into_iter().map(Job::Snapshot));
-        let jobs: Vec<Job> = jobs.collect();
+        let mut jobs: Vec<Job> = Vec::new();
+        for job in out.apply {
+            // The runtime applies a little at once where its thread has nothing to do with the group.
+            let idle = self.process(node).is_some_and(|process| !process.applying && process.jobs.is_empty());
+            if idle && job.urgent && job.next && jobs.is_empty() && self.random.chance(500) {
+                self.coverage.hit("apply.at_once");
+                self.apply_now(node, job)?;
+            } else {
+                jobs.push(Job::Apply(job));
+            }
+        }
+        jobs.extend(out.snapshots.into_iter().map(Job::Snapshot));
         if let Some(process) = self.process(node).filter(|_| !jobs.is_empty()) {
             process.jobs.extend(jobs);
             self.kick_apply(node);

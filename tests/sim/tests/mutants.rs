@@ -39,7 +39,7 @@ fn a_clock_that_stops_in_pauses_is_noticed() {
 
 #[test]
 fn made_up_grants_are_noticed() {
-    caught(Mutant::MakeUpGrants, 60, &["two leaseholders"]);
+    caught(Mutant::MakeUpGrants, 240, &["two leaseholders"]);
 }
 
 #[test]

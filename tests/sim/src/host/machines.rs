@@ -3,8 +3,8 @@
 use crate::mutant::Mutant;
 use crate::process::Job;
 use crate::world::{NodeEvent, World};
-use node::core::{Applied, Input, Machine, SnapshotEvent};
-use paxos::{GroupId, NodeId};
+use node::core::{Applied, ApplyJob, Input, Machine, SnapshotEvent};
+use paxos::{GroupId, NodeId, Slot};
 use shardkv::Progress;
 
 /// The collector's period.
@@ -20,6 +20,20 @@ impl World {
         process.applying = true;
         let delay = self.random.skewed(10, most);
         self.later(node, delay, NodeEvent::Apply);
+    }
+
+    /// Applies entries within the turn that decided them.
+    pub(super) fn apply_now(&mut self, node: NodeId, job: ApplyJob) -> Result<(), String> {
+        let Some(site) = self.sites.get_mut(&node) else { return Ok(()) };
+        let now = site.clock.read(self.now);
+        let Some(process) = site.process.as_mut() else { return Ok(()) };
+        let group = job.group;
+        let applied = process.machines.apply(job).map_err(|error| format!("{node} cannot apply: {error}"))?;
+        let hash = process.machines.hash(group);
+        if let Some(applied) = applied {
+            process.core.input(now, Input::Applied(applied));
+        }
+        self.check_hash(node, group, hash)
     }
 
     /// Takes one job, with the neighbouring entries of its group.
@@ -62,6 +76,10 @@ impl World {
         let hash = process.machines.hash(group);
         process.mailbox.push_back(Input::Applied(applied));
         self.wake(node);
+        self.check_hash(node, group, hash)
+    }
+
+    fn check_hash(&mut self, node: NodeId, group: GroupId, hash: Option<(Slot, u64)>) -> Result<(), String> {
         if let Some((slot, hash)) = hash {
             self.trace.line(self.now, format_args!("{node} {group} applied {slot}, state {hash:016x}"));
             self.invariants.state(node, group, slot, hash)?;
