@@ -74,11 +74,15 @@ pub struct Remote {
     local: Option<(NodeId, LocalNode)>,
     replies: Replies,
     links: Mutex<BTreeMap<NodeId, (Arc<Link>, AbortHandle)>>,
+    /// As configured: where a node is not at the address that the map tells, it is perhaps still here, or
+    /// here again. A map that is out of date would otherwise cut the gateway off from its successor.
+    seeds: BTreeMap<NodeId, String>,
+    /// As the newest map tells.
     addresses: Mutex<BTreeMap<NodeId, String>>,
 }
 
 impl Remote {
-    /// Links to the nodes at `addresses` (`host:port`), to which every shard map adds. Call it
+    /// Links to the nodes at `addresses` (`host:port`), and where shard maps say that they are. Call it
     /// within a tokio runtime.
     pub fn new(
         config: RemoteConfig,
@@ -86,11 +90,14 @@ impl Remote {
         addresses: BTreeMap<NodeId, String>,
         replies: Replies,
     ) -> Remote {
-        Remote { config, local, replies, links: Mutex::default(), addresses: Mutex::new(addresses) }
+        Remote { config, local, replies, links: Mutex::default(), seeds: addresses, addresses: Mutex::default() }
     }
 
-    fn address(&self, node: NodeId) -> Option<String> {
-        lock(&self.addresses).get(&node).cloned()
+    /// Where to look for a node, best first.
+    fn addresses(&self, node: NodeId) -> Vec<String> {
+        let mut known: Vec<String> = lock(&self.addresses).get(&node).cloned().into_iter().collect();
+        known.extend(self.seeds.get(&node).filter(|seed| !known.contains(seed)).cloned());
+        known
     }
 
     /// The link to a node; made on first use.
@@ -99,8 +106,11 @@ impl Remote {
         if let Some((link, _)) = links.get(&node) {
             return Some(link.clone());
         }
-        let address = self.address(node)?;
-        let link = Arc::new(Link { node, address: address.clone(), queue: Mutex::default(), filled: Notify::new() });
+        let addresses = self.addresses(node);
+        if addresses.is_empty() {
+            return None;
+        }
+        let link = Arc::new(Link { node, addresses, queue: Mutex::default(), filled: Notify::new() });
         let task = tokio::spawn(run(link.clone(), self.config.clone(), self.replies.clone()));
         links.insert(node, (link.clone(), task.abort_handle()));
         Some(link)
@@ -129,7 +139,8 @@ impl Links for Remote {
             let mut addresses = lock(&self.addresses);
             for node in map.nodes.iter().filter(|node| !node.peer_address.is_empty()) {
                 let before = addresses.insert(node.id, node.peer_address.clone());
-                if before.is_some_and(|before| before != node.peer_address) {
+                let before = before.as_ref().or(self.seeds.get(&node.id));
+                if before.is_some_and(|before| *before != node.peer_address) {
                     moved.push(node.id);
                 }
             }
@@ -161,7 +172,8 @@ fn never_sent(id: u64) -> Reply {
 
 struct Link {
     node: NodeId,
-    address: String,
+    /// Tried in turn.
+    addresses: Vec<String>,
     queue: Mutex<Queue>,
     filled: Notify,
 }
@@ -244,29 +256,34 @@ impl Link {
 /// Keeps the link alive: connects when something is queued, and again after a failure.
 async fn run(link: Arc<Link>, config: RemoteConfig, replies: Replies) {
     let mut backoff = config.backoff_min;
+    let mut addresses = link.addresses.iter().cycle();
+    let Some(mut address) = addresses.next() else { return };
     loop {
         while lock(&link.queue).requests.is_empty() {
             link.filled.notified().await;
         }
-        let error = match exchange(&link, &config, &replies).await {
+        let error = match exchange(&link, address, &config, &replies).await {
             Ok(()) => {
                 backoff = config.backoff_min;
                 "the node closed the stream".to_string()
             }
             Err(error) => error,
         };
-        tracing::debug!(node = %link.node, address = %link.address, error, "data stream ended");
+        tracing::debug!(node = %link.node, address, error, "data stream ended");
         link.fail(&replies);
         tokio::time::sleep(backoff).await;
+        if let Some(next) = addresses.next() {
+            address = next;
+        }
         backoff = (backoff * 2).min(config.backoff_max);
         lock(&link.queue).is_down = false;
     }
 }
 
 /// One connection, from its start to its end. `Ok` if it was established.
-async fn exchange(link: &Arc<Link>, config: &RemoteConfig, replies: &Replies) -> Result<(), String> {
-    let endpoint = Endpoint::from_shared(format!("http://{}", link.address))
-        .map_err(|error| format!("the address {} is malformed: {error}", link.address))?
+async fn exchange(link: &Arc<Link>, address: &str, config: &RemoteConfig, replies: &Replies) -> Result<(), String> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))
+        .map_err(|error| format!("the address {address} is malformed: {error}"))?
         .connect_timeout(config.connect_timeout)
         .tcp_nodelay(true)
         .http2_adaptive_window(false)
