@@ -165,7 +165,8 @@ impl Disks {
 
     /// Starts a node in there.
     fn start(&self, member: &Member) -> Start {
-        let mut wrapper = words(&["nsenter", "--mount"]);
+        // Its root, too: entering a mount namespace alone leads out of a chroot.
+        let mut wrapper = words(&["nsenter", "--mount", "--root"]);
         if !rustix::process::geteuid().is_root() {
             wrapper.extend(words(&["--user", "--preserve-credentials"]));
         }
