@@ -10,10 +10,25 @@ fn main() -> Result<(), Box<dyn Error>> {
     collect(root, &mut files)?;
     files.sort();
     let descriptors = protox::compile(&files, [root])?;
+    fs::write(Path::new(&std::env::var("OUT_DIR")?).join("methods.rs"), methods(&descriptors))?;
     // `bytes` fields share the received buffer instead of copying out of it. `modules.rs` nests
     // every package as a module, so that a new `.proto` file needs no line here.
     tonic_prost_build::configure().bytes(".").include_file("modules.rs").compile_fds(descriptors)?;
     Ok(())
+}
+
+/// The source of a list of all methods' paths: figures per method need bounded names.
+fn methods(descriptors: &prost_types::FileDescriptorSet) -> String {
+    let mut paths = Vec::new();
+    for file in &descriptors.file {
+        for service in &file.service {
+            for method in &service.method {
+                paths.push(format!("/{}.{}/{}", file.package(), service.name(), method.name()));
+            }
+        }
+    }
+    paths.sort();
+    format!("/// The path of every method, as in a request, sorted.\npub const METHODS: &[&str] = &{paths:#?};\n")
 }
 
 /// Adds the `.proto` files below `directory`.

@@ -122,11 +122,11 @@ pub async fn run(load: &Load) -> Result<Measured, BenchError> {
     };
     let mut clients = JoinSet::new();
     for number in 0..load.clients {
-        let kv = kv(connections[number % connections.len()].clone());
+        let mine = share(number, load.clients, &connections);
         // Distinct streams of keys for distinct clients of one seed.
         let random = StdRng::seed_from_u64(load.seed.wrapping_mul(1_000_003).wrapping_add(number as u64));
         let (operation, keyspace) = (load.operation, load.keyspace);
-        clients.spawn_local(client(operation, keyspace, kv, random, tally.clone(), starts.clone()));
+        clients.spawn_local(client(operation, keyspace, mine, random, tally.clone(), starts.clone()));
     }
     tokio::time::sleep(load.warmup).await;
     let own = [std::process::id()];
@@ -153,12 +153,12 @@ pub async fn run(load: &Load) -> Result<Measured, BenchError> {
 async fn client(
     operation: Operation,
     keyspace: Keyspace,
-    mut kv: Kv,
+    mut connections: Vec<Kv>,
     mut random: StdRng,
     tally: Rc<RefCell<Tally>>,
     starts: Option<Starts>,
 ) {
-    loop {
+    for turn in (0..connections.len()).cycle() {
         let begun = match &starts {
             None => Instant::now(),
             Some(starts) => match starts.lock().await.recv().await {
@@ -166,9 +166,17 @@ async fn client(
                 None => return,
             },
         };
-        let result = execute(operation, &keyspace, &mut kv, &mut random).await;
+        let result = execute(operation, &keyspace, &mut connections[turn], &mut random).await;
         tally.borrow_mut().count(begun, result);
     }
+}
+
+/// The connections that a client uses in turn: one, or, where there are fewer clients than connections,
+/// its share of all. So a lone client asks every server equally often, and what it measures does not hang
+/// on whether the first one leads.
+fn share(number: usize, clients: usize, connections: &[Channel]) -> Vec<Kv> {
+    let first = number % connections.len();
+    connections[first..].iter().step_by(clients).cloned().map(kv).collect()
 }
 
 /// Intended starts at `rate` per second, from a thread of its own: the runtime's timer is too coarse

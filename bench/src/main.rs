@@ -98,7 +98,7 @@ struct RunArguments {
     /// How many requests are under way at once.
     #[arg(long, default_value_t = 64)]
     clients: usize,
-    /// Connections; one per 16 clients if not given.
+    /// Connections; one per 16 clients, at least one per endpoint, if not given.
     #[arg(long)]
     connections: Option<usize>,
     /// Open loop: this many operations per second, whatever the answers do. Closed loop if not given.
@@ -183,12 +183,13 @@ fn run(arguments: RunArguments) -> Result<(), BenchError> {
     let RunArguments { mut target, system, operation, clients, connections, rate, round, pids, seed, .. } = arguments;
     let turn = round % target.endpoints.len();
     target.endpoints.rotate_left(turn);
+    let endpoints = target.endpoints.len();
     let load = Load {
         endpoints: target.endpoints,
         keyspace: target.keyspace,
         operation,
         clients,
-        connections: connections.unwrap_or((clients / 16).max(1)),
+        connections: connections.unwrap_or((clients / 16).max(endpoints)),
         pace: rate.map_or(Pace::Closed, Pace::Open),
         warmup: Duration::from_secs_f64(arguments.warmup),
         window: Duration::from_secs_f64(arguments.seconds),

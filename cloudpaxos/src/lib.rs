@@ -3,6 +3,8 @@
 //!
 //! - [`config`] turns flags, environment and file into one validated [`config::StartConfig`].
 //! - [`identity`] opens a data directory: who this node is, and that nobody else is using it.
+//! - [`net`] accepts and opens connections, with or without TLS, and judges who may come in.
+//! - [`observe`] shows figures and health.
 //! - [`run`] starts nodes from a configuration.
 //! - [`cli`] is everything a person or a script types: `kv`, `status`, `shards`, `version`.
 //!
@@ -14,6 +16,8 @@ pub mod config;
 pub mod failure;
 pub mod identity;
 pub mod logging;
+pub mod net;
+pub mod observe;
 pub mod run;
 
 /// The version that `cloudpaxos version` prints and nodes report.

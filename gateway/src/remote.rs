@@ -11,6 +11,7 @@ use crate::driver::{Links, Replies};
 use bytes::Bytes;
 use futures_util::stream;
 use paxos::NodeId;
+use proto::dial::{self, Dialer};
 use proto::internal::{RequestBatch, data_client::DataClient};
 use shardkv::codec;
 use shardkv::map::ShardMap;
@@ -21,7 +22,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
-use tonic::transport::Endpoint;
 
 /// Takes requests to the own node; replies come back through the gateway's handle.
 pub type LocalNode = Arc<dyn Fn(Vec<Request>) + Send + Sync>;
@@ -71,6 +71,7 @@ impl Default for RemoteConfig {
 /// [`Links`] over the internal data stream.
 pub struct Remote {
     config: RemoteConfig,
+    dialer: Arc<dyn Dialer>,
     local: Option<(NodeId, LocalNode)>,
     replies: Replies,
     links: Mutex<BTreeMap<NodeId, (Arc<Link>, AbortHandle)>>,
@@ -86,11 +87,20 @@ impl Remote {
     /// within a tokio runtime.
     pub fn new(
         config: RemoteConfig,
+        dialer: Arc<dyn Dialer>,
         local: Option<(NodeId, LocalNode)>,
         addresses: BTreeMap<NodeId, String>,
         replies: Replies,
     ) -> Remote {
-        Remote { config, local, replies, links: Mutex::default(), seeds: addresses, addresses: Mutex::default() }
+        Remote {
+            config,
+            dialer,
+            local,
+            replies,
+            links: Mutex::default(),
+            seeds: addresses,
+            addresses: Mutex::default(),
+        }
     }
 
     /// Where to look for a node, best first.
@@ -111,7 +121,7 @@ impl Remote {
             return None;
         }
         let link = Arc::new(Link { node, addresses, queue: Mutex::default(), filled: Notify::new() });
-        let task = tokio::spawn(run(link.clone(), self.config.clone(), self.replies.clone()));
+        let task = tokio::spawn(run(link.clone(), self.config.clone(), self.dialer.clone(), self.replies.clone()));
         links.insert(node, (link.clone(), task.abort_handle()));
         Some(link)
     }
@@ -254,7 +264,7 @@ impl Link {
 }
 
 /// Keeps the link alive: connects when something is queued, and again after a failure.
-async fn run(link: Arc<Link>, config: RemoteConfig, replies: Replies) {
+async fn run(link: Arc<Link>, config: RemoteConfig, dialer: Arc<dyn Dialer>, replies: Replies) {
     let mut backoff = config.backoff_min;
     let mut addresses = link.addresses.iter().cycle();
     let Some(mut address) = addresses.next() else { return };
@@ -262,7 +272,7 @@ async fn run(link: Arc<Link>, config: RemoteConfig, replies: Replies) {
         while lock(&link.queue).requests.is_empty() {
             link.filled.notified().await;
         }
-        let error = match exchange(&link, address, &config, &replies).await {
+        let error = match exchange(&link, address, &config, &dialer, &replies).await {
             Ok(()) => {
                 backoff = config.backoff_min;
                 "the node closed the stream".to_string()
@@ -281,18 +291,23 @@ async fn run(link: Arc<Link>, config: RemoteConfig, replies: Replies) {
 }
 
 /// One connection, from its start to its end. `Ok` if it was established.
-async fn exchange(link: &Arc<Link>, address: &str, config: &RemoteConfig, replies: &Replies) -> Result<(), String> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))
+async fn exchange(
+    link: &Arc<Link>,
+    address: &str,
+    config: &RemoteConfig,
+    dialer: &Arc<dyn Dialer>,
+    replies: &Replies,
+) -> Result<(), String> {
+    let endpoint = dial::endpoint(address)
         .map_err(|error| format!("the address {address} is malformed: {error}"))?
         .connect_timeout(config.connect_timeout)
-        .tcp_nodelay(true)
         .http2_adaptive_window(false)
         .initial_stream_window_size(config.stream_window_bytes)
         .initial_connection_window_size(config.connection_window_bytes)
         .http2_keep_alive_interval(config.keepalive)
         .keep_alive_timeout(config.keepalive)
         .keep_alive_while_idle(true);
-    let channel = endpoint.connect().await.map_err(|error| error.to_string())?;
+    let channel = dial::connect(&endpoint, dialer.clone()).await.map_err(|error| dial::cause(&error))?;
     let mut client = DataClient::new(channel)
         .max_decoding_message_size(config.message_bytes_max)
         .max_encoding_message_size(config.message_bytes_max);

@@ -6,6 +6,7 @@ use futures_util::StreamExt;
 use gateway::driver::{Handle, start};
 use gateway::remote::{Remote, RemoteConfig};
 use gateway::{AnswerBody, Call, CallError, GatewayConfig};
+use proto::dial::PlainText;
 use proto::internal::data_server::{Data, DataServer};
 use proto::internal::{ReplyBatch, RequestBatch};
 use shardkv::codec;
@@ -88,7 +89,7 @@ impl Process {
 fn gateway(address: SocketAddr) -> Handle {
     let config = GatewayConfig { seed: [3, 4], nodes: vec![NODE], ..GatewayConfig::default() };
     let addresses = BTreeMap::from([(NODE, address.to_string())]);
-    start(config, |replies| Remote::new(RemoteConfig::default(), None, addresses, replies))
+    start(config, |replies| Remote::new(RemoteConfig::default(), PlainText::shared(), None, addresses, replies))
 }
 
 fn put(key: &str) -> Call {

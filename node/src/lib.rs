@@ -7,4 +7,5 @@ pub mod core;
 pub mod host;
 #[cfg(feature = "runtime")]
 pub mod runtime;
+pub mod tally;
 pub mod wire;

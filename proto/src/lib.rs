@@ -9,12 +9,20 @@
 //! A `bytes` field is a [`bytes::Bytes`] that shares the buffer of the message it came in. That
 //! copies nothing on the hot path, but a small key pins the whole message: copy what lives long.
 //!
-//! Invariant: this crate holds no logic. Translation and validation live in `gateway`.
+//! [`dial`] is the one way to open a channel to any of them, and [`METHODS`] names them all.
+//!
+//! Invariant: this crate decides nothing. Translation and validation live in `gateway`, and whom to trust
+//! is the host's choice.
+
+pub mod dial;
 
 mod generated {
     #![allow(missing_docs, clippy::all, clippy::wildcard_imports)]
     include!(concat!(env!("OUT_DIR"), "/modules.rs"));
 }
+
+// `METHODS`: the path of every method, as in a request, sorted.
+include!(concat!(env!("OUT_DIR"), "/methods.rs"));
 
 pub use generated::cloudpaxos::*;
 pub use generated::grpc::health::v1 as health;
@@ -25,6 +33,13 @@ mod tests {
     use crate::{etcdserverpb as pb, mvccpb};
     use bytes::Bytes;
     use prost::Message;
+
+    #[test]
+    fn every_method_is_named_once_in_order() {
+        assert!(crate::METHODS.contains(&"/etcdserverpb.KV/Range"));
+        assert!(crate::METHODS.contains(&"/grpc.health.v1.Health/Check"));
+        assert!(crate::METHODS.is_sorted_by(|a, b| a < b), "{:?}", crate::METHODS);
+    }
 
     /// The encodings were written down from an etcd 3.5 client's: a field number or type that
     /// drifts breaks every client, silently.

@@ -44,6 +44,21 @@ struct Part {
     bytes_max: usize,
     /// Counts the changes that writes made here.
     writes: u64,
+    hits: u64,
+    misses: u64,
+}
+
+/// How the cache of rows does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheFigures {
+    /// Lookups answered, since the start.
+    pub hits: u64,
+    /// Lookups that had to ask the store, since the start.
+    pub misses: u64,
+    /// Bytes held.
+    pub bytes: usize,
+    /// Rows held.
+    pub rows: usize,
 }
 
 struct Row {
@@ -80,8 +95,8 @@ impl Part {
     }
 
     fn clear(&mut self) {
-        let (bytes_max, writes) = (self.bytes_max, self.writes + 1);
-        *self = Part { bytes_max, writes, ..Part::default() };
+        let Part { bytes_max, writes, hits, misses, .. } = *self;
+        *self = Part { bytes_max, writes: writes + 1, hits, misses, ..Part::default() };
     }
 }
 
@@ -104,6 +119,19 @@ impl<S> CachedStore<S> {
         self.parts[index].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How the cache does.
+    pub fn figures(&self) -> CacheFigures {
+        let mut sum = CacheFigures::default();
+        for part in &self.parts {
+            let part = part.lock().unwrap_or_else(PoisonError::into_inner);
+            sum.hits += part.hits;
+            sum.misses += part.misses;
+            sum.bytes += part.bytes;
+            sum.rows += part.rows.len();
+        }
+        sum
+    }
+
     fn clear(&self) {
         self.parts.iter().for_each(|part| part.lock().unwrap_or_else(PoisonError::into_inner).clear());
     }
@@ -115,8 +143,11 @@ impl<S: View> View for CachedStore<S> {
             let mut part = self.part(key);
             if let Some(row) = part.rows.get_mut(key) {
                 row.used = true;
-                return Ok(row.value.clone());
+                let value = row.value.clone();
+                part.hits += 1;
+                return Ok(value);
             }
+            part.misses += 1;
             part.writes
         };
         let value = self.store.get(key)?;

@@ -52,14 +52,14 @@ pub mod store;
 mod territory;
 pub mod types;
 
-pub use cached::CachedStore;
+pub use cached::{CacheFigures, CachedStore};
 pub use changes::{Changes, Event};
 pub use collect::Progress;
 pub use group::DataGroup;
 pub use memory::MemoryStore;
 pub use reader::{ReadError, Reader};
 #[cfg(feature = "rocks")]
-pub use rocks::{RocksOptions, RocksStore};
+pub use rocks::{RocksFigures, RocksOptions, RocksStore};
 pub use rows::{GroupMeta, delete_group};
 pub use sessions::SessionLimits;
 pub use state::OwnedShard;

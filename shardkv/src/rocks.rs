@@ -66,6 +66,33 @@ impl Default for RocksOptions {
     }
 }
 
+/// What RocksDB tells about itself; counts are as of now, not since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RocksFigures {
+    /// Bytes of live files.
+    pub files_bytes: u64,
+    /// Bytes of memtables, those being flushed included.
+    pub memtables_bytes: u64,
+    /// Files of level 0; many slow reads down, and at last writes.
+    pub level_0_files: u64,
+    /// Rows, about.
+    pub rows: u64,
+    /// Bytes that compactions still have to rewrite, about.
+    pub compaction_pending_bytes: u64,
+    /// Compactions running.
+    pub compactions: u64,
+    /// Flushes running.
+    pub flushes: u64,
+    /// Bytes per second that writes are slowed down to; 0 if they are not.
+    pub delayed_write_bytes_per_second: u64,
+    /// Writes wait for flushes or compactions.
+    pub stopped: bool,
+    /// Bytes of blocks cached.
+    pub block_cache_bytes: u64,
+    /// Errors of flushes and compactions since the start.
+    pub background_errors: u64,
+}
+
 /// A database in a directory.
 pub struct RocksStore {
     db: DB,
@@ -102,6 +129,27 @@ impl RocksStore {
     pub fn pause_compactions(&self, pause: bool) -> Result<(), StoreError> {
         let setting = [("disable_auto_compactions", if pause { "true" } else { "false" })];
         self.db.set_options(&setting).map_err(failed("change its compactions"))
+    }
+
+    /// What it tells about itself.
+    pub fn figures(&self) -> Result<RocksFigures, StoreError> {
+        let property = |name: &str| -> Result<u64, StoreError> {
+            Ok(self.db.property_int_value(name).map_err(failed("tell its figures"))?.unwrap_or(0))
+        };
+        let level_0 = self.db.property_value("rocksdb.num-files-at-level0").map_err(failed("tell its figures"))?;
+        Ok(RocksFigures {
+            files_bytes: property("rocksdb.live-sst-files-size")?,
+            memtables_bytes: property("rocksdb.size-all-mem-tables")?,
+            level_0_files: level_0.and_then(|text| text.trim().parse().ok()).unwrap_or(0),
+            rows: property("rocksdb.estimate-num-keys")?,
+            compaction_pending_bytes: property("rocksdb.estimate-pending-compaction-bytes")?,
+            compactions: property("rocksdb.num-running-compactions")?,
+            flushes: property("rocksdb.num-running-flushes")?,
+            delayed_write_bytes_per_second: property("rocksdb.actual-delayed-write-rate")?,
+            stopped: property("rocksdb.is-write-stopped")? != 0,
+            block_cache_bytes: property("rocksdb.block-cache-usage")?,
+            background_errors: property("rocksdb.background-errors")?,
+        })
     }
 
     /// Bytes of live files and memtables, about.

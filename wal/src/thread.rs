@@ -31,6 +31,10 @@ pub enum WalEvent {
         ticket: u64,
         /// Where the log stands.
         synced: Synced,
+        /// How many records became durable together.
+        records: u64,
+        /// From the moment when they were taken from the queue.
+        took: Duration,
     },
     /// A write or a sync failed. Nothing will become durable any more: stop the node.
     Failed(LogError),

@@ -122,8 +122,9 @@ impl Worker {
             self.abandon();
             return Ok(());
         };
-        self.publish_stats(records.len() as u64, payload_bytes, started.elapsed());
-        (self.on_event)(WalEvent::Durable { ticket, synced });
+        let (records, took) = (records.len() as u64, started.elapsed());
+        self.publish_stats(records, payload_bytes, took);
+        (self.on_event)(WalEvent::Durable { ticket, synced, records, took });
         self.prepare(payload_bytes)
     }
 

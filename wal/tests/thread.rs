@@ -106,7 +106,7 @@ fn next(events: &Receiver<WalEvent>) -> WalEvent {
 
 fn durable(events: &Receiver<WalEvent>) -> (u64, Synced) {
     match next(events) {
-        WalEvent::Durable { ticket, synced } => (ticket, synced),
+        WalEvent::Durable { ticket, synced, .. } => (ticket, synced),
         other => panic!("{other:?} instead of Durable"),
     }
 }

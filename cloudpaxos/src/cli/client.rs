@@ -3,14 +3,22 @@
 //! A read may be asked again anywhere. A write may be sent again only if it never left: when no
 //! connection came about. After that its outcome is unknown, and saying so is the honest answer.
 
+use super::AccessOptions;
 use crate::config::Address;
+use crate::failure::Failure;
+use crate::net::{TlsDialer, client_config, explain};
 use proto::admin::admin_client::AdminClient;
+use proto::dial::{self, Dialer, PlainText};
 use proto::etcdserverpb::kv_client::KvClient;
-use std::error::Error;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
 
 /// One endpoint that does not answer must leave time for the others.
 const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(2);
@@ -27,7 +35,7 @@ pub enum ClientError {
     #[error("no endpoint can be reached ({0}); is the cluster running, and are --endpoints right?")]
     Unreachable(String),
     /// The cluster answered no.
-    #[error("{endpoint} refused: {} ({:?})", status.message(), status.code())]
+    #[error("{endpoint} refused: {} ({:?})", message(status), status.code())]
     Refused {
         /// Who.
         endpoint: String,
@@ -63,35 +71,74 @@ pub enum Kind {
     Write,
 }
 
-/// Endpoints, and how long to try them.
-#[derive(Debug)]
+/// A connection whose requests carry the token, if there is one.
+pub type Access = InterceptedService<Channel, Bearer>;
+
+/// Adds a token to requests.
+#[derive(Clone, Debug, Default)]
+pub struct Bearer(Option<MetadataValue<Ascii>>);
+
+impl Bearer {
+    /// The first token in a file.
+    fn read(path: &Path) -> Result<Bearer, Failure> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| Failure::Io { action: format!("read {}", path.display()), error })?;
+        let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        let token = lines.next().and_then(|token| format!("Bearer {token}").parse().ok());
+        match token {
+            Some(value) => Ok(Bearer(Some(value))),
+            None => Err(Failure::Usage(format!("--token-file: {} holds no token", path.display()))),
+        }
+    }
+}
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(value) = &self.0 {
+            request.metadata_mut().insert("authorization", value.clone());
+        }
+        Ok(request)
+    }
+}
+
+/// Endpoints, how to reach them, and how long to try.
 pub struct Client {
     endpoints: Vec<(String, Endpoint)>,
     timeout: Duration,
+    dialer: Arc<dyn Dialer>,
+    bearer: Bearer,
 }
 
 impl Client {
     /// Checks the endpoints; connects to none yet.
-    pub fn new(endpoints: &[String], timeout: Duration) -> Result<Client, ClientError> {
+    pub fn new(endpoints: &[String], timeout: Duration, access: &AccessOptions) -> Result<Client, Failure> {
+        let encrypted = access.cacert.is_some();
         let endpoints = endpoints
             .iter()
             .map(|text| {
-                // etcd's clients take URLs, so people will write them.
-                let address = Address::parse(text.trim().trim_start_matches("http://").trim_end_matches('/'));
-                let address = address.map_err(ClientError::BadEndpoint)?.to_string();
-                let endpoint = Endpoint::from_shared(format!("http://{address}"));
+                let address = address(text, encrypted)?.to_string();
+                let endpoint = dial::endpoint(&address);
                 let endpoint = endpoint.map_err(|error| ClientError::BadEndpoint(format!("`{text}`: {error}")))?;
-                Ok((address, endpoint.connect_timeout(CONNECT_TIMEOUT_MAX.min(timeout)).tcp_nodelay(true)))
+                Ok((address, endpoint.connect_timeout(CONNECT_TIMEOUT_MAX.min(timeout))))
             })
             .collect::<Result<Vec<_>, ClientError>>()?;
-        Ok(Client { endpoints, timeout })
+        let dialer: Arc<dyn Dialer> = match &access.cacert {
+            Some(authority) => {
+                let own = access.cert.as_deref().zip(access.cert_key.as_deref());
+                let config = client_config(authority, own).map_err(|error| Failure::Usage(error.to_string()))?;
+                Arc::new(TlsDialer::fixed(config))
+            }
+            None => PlainText::shared(),
+        };
+        let bearer = access.token_file.as_deref().map(Bearer::read).transpose()?.unwrap_or_default();
+        Ok(Client { endpoints, timeout, dialer, bearer })
     }
 
     /// Asks the key-value service.
     pub async fn kv<T>(
         &self,
         kind: Kind,
-        call: impl AsyncFn(&mut KvClient<Channel>) -> Result<tonic::Response<T>, Status>,
+        call: impl AsyncFn(&mut KvClient<Access>) -> Result<tonic::Response<T>, Status>,
     ) -> Result<T, ClientError> {
         self.ask(kind, async |channel| {
             let mut client = KvClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
@@ -103,7 +150,7 @@ impl Client {
     /// Asks the admin service.
     pub async fn admin<T>(
         &self,
-        call: impl AsyncFn(&mut AdminClient<Channel>) -> Result<tonic::Response<T>, Status>,
+        call: impl AsyncFn(&mut AdminClient<Access>) -> Result<tonic::Response<T>, Status>,
     ) -> Result<T, ClientError> {
         self.ask(Kind::Read, async |channel| {
             let mut client = AdminClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
@@ -115,22 +162,22 @@ impl Client {
     async fn ask<T>(
         &self,
         kind: Kind,
-        call: impl AsyncFn(Channel) -> Result<tonic::Response<T>, Status>,
+        call: impl AsyncFn(Access) -> Result<tonic::Response<T>, Status>,
     ) -> Result<T, ClientError> {
         let deadline = Instant::now() + self.timeout;
         let mut troubles: Vec<String> = Vec::new();
         let mut refused = None;
         for (address, endpoint) in &self.endpoints {
             let timed_out = |why| ClientError::TimedOut { timeout: self.timeout, why };
-            let channel = match timeout_at(deadline, endpoint.connect()).await {
+            let channel = match timeout_at(deadline, dial::connect(endpoint, self.dialer.clone())).await {
                 Ok(Ok(channel)) => channel,
                 Ok(Err(error)) => {
-                    troubles.push(format!("{address}: {}", root_cause(&error)));
+                    troubles.push(format!("{address}: {}", explain(&error).unwrap_or_else(|| dial::cause(&error))));
                     continue;
                 }
                 Err(_) => return Err(timed_out(format!("connecting to {address}"))),
             };
-            let status = match timeout_at(deadline, call(channel)).await {
+            let status = match timeout_at(deadline, call(InterceptedService::new(channel, self.bearer.clone()))).await {
                 Ok(Ok(answer)) => return Ok(answer.into_inner()),
                 Ok(Err(status)) => status,
                 Err(_) if kind == Kind::Write => {
@@ -141,11 +188,11 @@ impl Client {
             };
             match (kind, status.code()) {
                 (Kind::Read, Code::Unavailable) => {
-                    troubles.push(format!("{address}: {}", status.message()));
+                    troubles.push(format!("{address}: {}", message(&status)));
                     refused = Some(ClientError::Refused { endpoint: address.clone(), status: Box::new(status) });
                 }
                 (Kind::Write, Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded | Code::Unknown) => {
-                    let why = format!("{}, {:?}", status.message(), status.code());
+                    let why = format!("{}, {:?}", message(&status), status.code());
                     return Err(ClientError::UnknownOutcome { endpoint: address.clone(), why });
                 }
                 _ => return Err(ClientError::Refused { endpoint: address.clone(), status: Box::new(status) }),
@@ -155,11 +202,24 @@ impl Client {
     }
 }
 
-/// tonic says "transport error"; what people need is at the bottom.
-fn root_cause(error: &dyn Error) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
+/// An endpoint as people write them: etcd's clients take URLs.
+fn address(text: &str, encrypted: bool) -> Result<Address, ClientError> {
+    let text = text.trim().trim_end_matches('/');
+    let (scheme, rest) = text.split_once("://").map_or(("", text), |(scheme, rest)| (scheme, rest));
+    match scheme {
+        "https" if !encrypted => {
+            return Err(ClientError::BadEndpoint(format!("`{text}` speaks TLS: give its CA by --cacert")));
+        }
+        "http" if encrypted => {
+            return Err(ClientError::BadEndpoint(format!("`{text}` speaks plain text, but --cacert is given")));
+        }
+        "http" | "https" | "" => {}
+        scheme => return Err(ClientError::BadEndpoint(format!("`{text}`: `{scheme}` is neither http nor https"))),
     }
-    error.to_string()
+    Address::parse(rest).map_err(ClientError::BadEndpoint)
+}
+
+/// Why a request got no good answer: what the server says, or else what happened to the connection.
+fn message(status: &Status) -> String {
+    std::error::Error::source(status).map(dial::cause).unwrap_or_else(|| status.message().to_owned())
 }

@@ -1,5 +1,6 @@
 //! The command line: what there is to type, and what happens then.
 
+mod certs;
 pub mod client;
 mod cluster;
 mod kv;
@@ -12,6 +13,7 @@ use crate::{logging, run};
 use clap::{ArgMatches, Args, CommandFactory, Parser, Subcommand};
 use client::Client;
 use output::Format;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// A sharded, strictly serializable key-value store with the etcd v3 API.
@@ -80,6 +82,9 @@ Examples:
     /// Show where the keys are.
     #[command(subcommand)]
     Shards(ShardsCommand),
+    /// Make certificates for nodes and clients.
+    #[command(subcommand)]
+    Certs(certs::CertsCommand),
     /// Print the version of this binary.
     Version(OutputOptions),
 }
@@ -114,12 +119,34 @@ pub struct ClientOptions {
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
     timeout: Duration,
     #[command(flatten)]
+    access: AccessOptions,
+    #[command(flatten)]
     output: OutputOptions,
+}
+
+/// How to trust the cluster, and to be trusted by it.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Security")]
+pub struct AccessOptions {
+    /// Speak TLS, with servers that this CA has signed for.
+    #[arg(long, value_name = "FILE", env = "CLOUDPAXOS_CACERT", hide_env_values = true)]
+    cacert: Option<PathBuf>,
+    /// Show this client certificate.
+    #[arg(long, value_name = "FILE", env = "CLOUDPAXOS_CERT", hide_env_values = true)]
+    #[arg(requires = "cert_key", requires = "cacert")]
+    cert: Option<PathBuf>,
+    /// Its key.
+    #[arg(id = "cert_key", long = "key", value_name = "FILE", env = "CLOUDPAXOS_KEY", hide_env_values = true)]
+    #[arg(requires = "cert")]
+    cert_key: Option<PathBuf>,
+    /// Send the first API token in this file.
+    #[arg(long, value_name = "FILE", env = "CLOUDPAXOS_TOKEN_FILE", hide_env_values = true)]
+    token_file: Option<PathBuf>,
 }
 
 impl ClientOptions {
     fn client(&self) -> Result<Client, Failure> {
-        Ok(Client::new(&self.endpoints, self.timeout)?)
+        Client::new(&self.endpoints, self.timeout, &self.access)
     }
 }
 
@@ -143,6 +170,7 @@ pub fn dispatch(cli: Cli, matches: &ArgMatches) -> Result<(), Failure> {
         Command::Kv(command) => block_on(kv::run(command)),
         Command::Status(options) => block_on(cluster::status(options)),
         Command::Shards(ShardsCommand::List(options)) => block_on(cluster::shards(options)),
+        Command::Certs(command) => certs::run(command),
         Command::Version(options) => output::version(options.output),
     }
 }

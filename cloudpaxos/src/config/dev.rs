@@ -32,7 +32,7 @@ impl DevConfig {
 
     fn from_layers(layers: &Layers) -> Result<DevConfig, ConfigError> {
         let data_dir = PathBuf::from(layers.get("data-dir", "cloudpaxos-data").text()?);
-        let listen = listen_address(layers, "listen", "127.0.0.1:2379", true)?;
+        let listen = listen_address(layers, "listen", "127.0.0.1:2379", true, None)?;
         let data_groups = data_groups(layers)?;
         let members = ["n1=n1.embedded:1", "n2=n2.embedded:1", "n3=n3.embedded:1"];
         let members = parse_members(&members).map_err(ConfigError::Conflict)?;

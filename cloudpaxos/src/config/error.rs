@@ -57,15 +57,24 @@ pub enum ConfigError {
     Conflict(String),
     /// Plain text would leave the machine.
     #[error(
-        "{origin}: {address} is not a loopback address, and clients and nodes speak plain text; listen on 127.0.0.1, \
-         or say --insecure-plaintext if the network between the machines is trusted"
+        "{origin}: {address} is not a loopback address, where nothing is said in plain text; {}, or say \
+         --insecure-plaintext if the network between the machines is trusted", encrypt(*tls)
     )]
     PlaintextOffLoopback {
         /// Which setting.
         origin: Origin,
         /// Its value.
         address: String,
+        /// The setting that encrypts it, if there is one.
+        tls: Option<&'static str>,
     },
+}
+
+fn encrypt(tls: Option<&str>) -> String {
+    match tls {
+        Some(option) => format!("give --{option} with a certificate, its key and a CA (see `cloudpaxos certs`)"),
+        None => "stay on 127.0.0.1".to_owned(),
+    }
 }
 
 impl ConfigError {

@@ -24,6 +24,8 @@ pub struct Limits {
     pub group_slots_max: u64,
     /// Proposals of all groups of a node that are not yet answered.
     pub proposal_bytes_max: u64,
+    /// Connections open at one port.
+    pub connections_max: u64,
     /// Queued for one peer.
     pub peer_queue_bytes_max: u64,
     /// Queued for the log's thread.
@@ -43,6 +45,7 @@ impl Default for Limits {
             batch_bytes_max: MIB,
             group_slots_max: 8,
             proposal_bytes_max: 64 * MIB,
+            connections_max: 8192,
             peer_queue_bytes_max: 16 * MIB,
             wal_queue_bytes_max: 8 * MIB,
             apply_lag_bytes_max: 64 * MIB,
@@ -64,6 +67,7 @@ impl Limits {
             batch_bytes_max: bytes("batch-bytes-max", default.batch_bytes_max, KIB..=64 * MIB)?,
             group_slots_max: count("group-slots-max", default.group_slots_max, 1..=256)?,
             proposal_bytes_max: bytes("proposal-bytes-max", default.proposal_bytes_max, KIB..=16 * GIB)?,
+            connections_max: count("connections-max", default.connections_max, 8..=1_000_000)?,
             peer_queue_bytes_max: bytes("peer-queue-bytes-max", default.peer_queue_bytes_max, KIB..=16 * GIB)?,
             wal_queue_bytes_max: bytes("wal-queue-bytes-max", default.wal_queue_bytes_max, KIB..=16 * GIB)?,
             apply_lag_bytes_max: bytes("apply-lag-bytes-max", default.apply_lag_bytes_max, KIB..=16 * GIB)?,

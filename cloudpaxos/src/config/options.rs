@@ -59,6 +59,12 @@ pub struct StartOptions {
     /// How long an acknowledged heartbeat lets a leader serve reads, milliseconds [default: 800].
     #[arg(long, value_name = "MS", env = "CLOUDPAXOS_LEASE_MS", hide_env_values = true)]
     pub lease_ms: Option<String>,
+    /// Where to serve /metrics, /livez and /readyz alone; the client port has them, too [default: nowhere].
+    #[arg(long, value_name = "HOST:PORT", env = "CLOUDPAXOS_LISTEN_METRICS", hide_env_values = true)]
+    pub listen_metrics: Option<String>,
+    /// Encryption and access.
+    #[command(flatten)]
+    pub security: SecurityOptions,
     /// Limits.
     #[command(flatten)]
     pub limits: LimitOptions,
@@ -87,6 +93,25 @@ pub struct DevOptions {
     pub common: CommonOptions,
 }
 
+/// Encryption and access; `cloudpaxos start` has them.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Security")]
+pub struct SecurityOptions {
+    /// Serve clients, and metrics, by TLS with `tls.crt` and `tls.key` from this directory. Certificates of
+    /// clients that `ca.crt` there has signed are accepted in place of a token; `ca.crl` revokes some. Files
+    /// that change are taken without a restart.
+    #[arg(long, value_name = "DIR", env = "CLOUDPAXOS_CLIENT_TLS_DIR", hide_env_values = true)]
+    pub client_tls_dir: Option<String>,
+    /// Speak TLS with the other nodes, with `tls.crt`, `tls.key` and `ca.crt` from this directory; only who
+    /// has a certificate of that CA gets in. Give nodes a CA of their own, which signs for nobody else.
+    #[arg(long, value_name = "DIR", env = "CLOUDPAXOS_PEER_TLS_DIR", hide_env_values = true)]
+    pub peer_tls_dir: Option<String>,
+    /// A file with API tokens, one a line: requests of clients must carry one, as `authorization: Bearer
+    /// TOKEN`, unless they come with a client certificate. Taken anew when it changes.
+    #[arg(long, value_name = "FILE", env = "CLOUDPAXOS_API_TOKEN_FILE", hide_env_values = true)]
+    pub api_token_file: Option<String>,
+}
+
 /// Limits; `cloudpaxos start` has them.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Limits (bytes: a number, or one with KiB, MiB, GiB)")]
@@ -106,6 +131,9 @@ pub struct LimitOptions {
     /// Batches of a group proposed and not yet applied; fewer make larger batches [default: 8].
     #[arg(long, value_name = "N", env = "CLOUDPAXOS_GROUP_SLOTS_MAX", hide_env_values = true)]
     pub group_slots_max: Option<String>,
+    /// Connections open at one port; more wait to be accepted [default: 8192].
+    #[arg(long, value_name = "N", env = "CLOUDPAXOS_CONNECTIONS_MAX", hide_env_values = true)]
+    pub connections_max: Option<String>,
     /// Write requests waiting in one group's leader; more are refused [default: 64MiB].
     #[arg(long, value_name = "BYTES", env = "CLOUDPAXOS_PROPOSAL_BYTES_MAX", hide_env_values = true)]
     pub proposal_bytes_max: Option<String>,

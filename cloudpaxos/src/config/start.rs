@@ -34,6 +34,10 @@ pub struct StartConfig {
     pub listen_peer: Option<Address>,
     /// What it tells other nodes to dial; `None` where it keeps no replicas.
     pub advertise_peer: Option<Address>,
+    /// Where it serves metrics and health alone.
+    pub listen_metrics: Option<Address>,
+    /// Encryption and access.
+    pub security: Security,
     /// The cluster to form on an empty directory, and whom a gateway without replicas asks.
     pub genesis: Option<Genesis>,
     /// The token, if one was given: a directory with another one is refused.
@@ -48,6 +52,31 @@ pub struct StartConfig {
     pub limits: Limits,
     /// Logs.
     pub log: LogConfig,
+}
+
+/// Encryption and access, as paths; nothing is read yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Security {
+    /// Certificate, key and CA of the client port.
+    pub client_tls_dir: Option<PathBuf>,
+    /// Certificate, key and CA between nodes.
+    pub peer_tls_dir: Option<PathBuf>,
+    /// Tokens that let clients in.
+    pub api_token_file: Option<PathBuf>,
+    /// Plain text off loopback, without further questions.
+    pub insecure_plaintext: bool,
+}
+
+impl Security {
+    fn resolve(layers: &Layers) -> Result<Security, ConfigError> {
+        let path = |key| layers.find(key).map(|setting| Ok(PathBuf::from(setting.text()?))).transpose();
+        Ok(Security {
+            client_tls_dir: path("client-tls-dir")?,
+            peer_tls_dir: path("peer-tls-dir")?,
+            api_token_file: path("api-token-file")?,
+            insecure_plaintext: insecure_plaintext(layers)?,
+        })
+    }
 }
 
 /// How a leader proves that it still leads before it answers a read.
@@ -137,6 +166,7 @@ impl StartConfig {
                 "--listen-client and --listen-peer are both {client}; give them different ports"
             )));
         }
+        check_peers_encrypted(layers, genesis.as_ref())?;
         Ok(StartConfig {
             data_dir: data_dir(layers, &roles)?,
             cluster_token: token(layers)?,
@@ -149,10 +179,30 @@ impl StartConfig {
             advertise_client,
             listen_peer,
             advertise_peer,
+            listen_metrics: metrics_address(layers)?,
+            security: Security::resolve(layers)?,
             genesis,
             roles,
         })
     }
+}
+
+/// Other nodes are not dialled in plain text off loopback, either.
+fn check_peers_encrypted(layers: &Layers, genesis: Option<&Genesis>) -> Result<(), ConfigError> {
+    let (tls, list) = ("peer-tls-dir", layers.get("initial-cluster", ""));
+    let mut members = genesis.into_iter().flat_map(|genesis| &genesis.members);
+    match members.find(|member| !member.peer_address.is_loopback()) {
+        Some(member) if layers.find(tls).is_none() && !insecure_plaintext(layers)? => {
+            let address = member.peer_address.to_string();
+            Err(ConfigError::PlaintextOffLoopback { origin: list.origin, address, tls: Some(tls) })
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn metrics_address(layers: &Layers) -> Result<Option<Address>, ConfigError> {
+    let key = "listen-metrics";
+    layers.find(key).map(|_| listen_address(layers, key, "", false, Some("client-tls-dir"))).transpose()
 }
 
 fn name(layers: &Layers) -> Result<NodeName, ConfigError> {
@@ -249,11 +299,11 @@ enum Port {
 }
 
 fn addresses(layers: &Layers, port: Port, member: Option<&Member>) -> Result<(Address, Address), ConfigError> {
-    let (listen_key, advertise_key, default) = match port {
-        Port::Client => ("listen-client", "advertise-client", "127.0.0.1:2379"),
-        Port::Peer => ("listen-peer", "advertise-peer", "127.0.0.1:2380"),
+    let (listen_key, advertise_key, default, tls) = match port {
+        Port::Client => ("listen-client", "advertise-client", "127.0.0.1:2379", "client-tls-dir"),
+        Port::Peer => ("listen-peer", "advertise-peer", "127.0.0.1:2380", "peer-tls-dir"),
     };
-    let listen = listen_address(layers, listen_key, default, false)?;
+    let listen = listen_address(layers, listen_key, default, false, Some(tls))?;
     let advertised = match layers.find(advertise_key) {
         Some(setting) => {
             let address = Address::parse(setting.text()?).map_err(|problem| setting.bad(problem))?;
@@ -279,12 +329,14 @@ fn addresses(layers: &Layers, port: Port, member: Option<&Member>) -> Result<(Ad
     Ok((listen, advertised))
 }
 
-/// An address to listen on: a literal one, off loopback only with consent.
+/// An address to listen on: a literal one, off loopback only with the directory that `tls` names, or with
+/// consent.
 pub(super) fn listen_address(
     layers: &Layers,
     key: &str,
     default: &str,
     port_zero_allowed: bool,
+    tls: Option<&'static str>,
 ) -> Result<Address, ConfigError> {
     let setting = layers.get(key, default);
     let address = Address::parse(setting.text()?).map_err(|problem| setting.bad(problem))?;
@@ -296,8 +348,9 @@ pub(super) fn listen_address(
         return Err(setting.bad("port 0 would be another one at every start; write a fixed port"));
     }
     let insecure_plaintext = insecure_plaintext(layers)?;
-    if !address.is_loopback() && !insecure_plaintext {
-        return Err(ConfigError::PlaintextOffLoopback { origin: setting.origin, address: address.to_string() });
+    let encrypted = tls.is_some_and(|key| layers.find(key).is_some());
+    if !address.is_loopback() && !encrypted && !insecure_plaintext {
+        return Err(ConfigError::PlaintextOffLoopback { origin: setting.origin, address: address.to_string(), tls });
     }
     Ok(address)
 }

@@ -166,9 +166,15 @@ fn bad_addresses_say_which_and_what_to_write() {
 
 #[test]
 fn plain_text_off_loopback_needs_words() {
-    for flag in ["--listen-client", "--listen-peer"] {
+    for (flag, tls) in [
+        ("--listen-client", "--client-tls-dir"),
+        ("--listen-peer", "--peer-tls-dir"),
+        ("--listen-metrics", "--client-tls-dir"),
+    ] {
         let complaint = complaint(&[flag, "10.0.0.1:9000"]);
         assert!(complaint.contains("10.0.0.1:9000") && complaint.contains("--insecure-plaintext"), "{complaint}");
+        assert!(complaint.contains(tls), "{complaint}");
+        assert!(node(&[flag, "10.0.0.1:9000", tls, "/tls"]).is_ok(), "{flag}");
         assert!(node(&[flag, "10.0.0.1:9000", "--insecure-plaintext"]).is_ok());
         assert!(node(&[flag, "10.0.0.1:9000", "--insecure-plaintext=false"]).is_err());
     }
@@ -176,6 +182,19 @@ fn plain_text_off_loopback_needs_words() {
     assert!(complaint.contains("--advertise-client"), "nobody can dial 0.0.0.0: {complaint}");
     let config = node(&["--insecure-plaintext", "--listen-peer", "0.0.0.0:2380"]).expect("the list says how to dial");
     assert_eq!(config.advertise_peer.map(|address| address.to_string()).as_deref(), Some("127.0.0.1:1"));
+}
+
+#[test]
+fn nobody_is_dialled_in_plain_text_off_loopback() {
+    let gateway = ["--name", "g1", "--roles", "gateway", "--initial-cluster", "n1=10.0.0.1:2380"];
+    let complaint = complaint_of(&gateway);
+    assert!(
+        complaint.contains("--initial-cluster: 10.0.0.1:2380") && complaint.contains("--peer-tls-dir"),
+        "{complaint}"
+    );
+    for words in [&["--peer-tls-dir", "/tls"][..], &["--insecure-plaintext"]] {
+        assert!(resolve(&[&gateway[..], words].concat()).is_ok(), "{words:?}");
+    }
 }
 
 #[test]
@@ -204,7 +223,7 @@ fn ids_are_places_in_the_list_sorted_by_name() {
         let words = ["--name", "b", "--data-dir", "/d", "--initial-cluster", list];
         resolve(&words).expect("it stands").genesis.expect("a cluster was described")
     };
-    let (one, other) = (genesis("c=h:3,a=h:1,b=h:2"), genesis("a=h:1,b=h:2,c=h:3"));
+    let (one, other) = (genesis("c=[::1]:3,a=[::1]:1,b=[::1]:2"), genesis("a=[::1]:1,b=[::1]:2,c=[::1]:3"));
     assert_eq!(one, other, "the order of writing means nothing");
     assert_eq!(one.cluster_id(), other.cluster_id());
     let ids: Vec<_> = one.members.iter().map(|member| (member.name.as_str(), member.id.0)).collect();
@@ -228,7 +247,7 @@ fn the_cluster_id_covers_the_whole_description() {
 fn roles_and_list_must_agree() {
     let complaint = complaint(&["--roles", "shardkv"]);
     assert!(complaint.contains("n1=127.0.0.1:1/shardkv"), "it says what to write: {complaint}");
-    let list = "n1=h:1/shardkv,n2=h:2,n3=h:3,n4=h:4";
+    let list = "n1=localhost:1/shardkv,n2=localhost:2,n3=localhost:3,n4=localhost:4";
     let words = ["--name", "n1", "--data-dir", "/d", "--roles", "shardkv,gateway", "--initial-cluster", list];
     let config = resolve(&words).expect("it stands");
     assert!(config.roles.has(Role::Shardkv) && !config.roles.has(Role::Shardmaster));

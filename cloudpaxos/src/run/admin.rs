@@ -8,6 +8,7 @@ use gateway::{AnswerBody, Call};
 use node::core::{CoreStatus, GroupStatus};
 use node::runtime::NodeHandle;
 use proto::admin::{self, NodeReport, ReplicaReport, ReplicaState};
+use proto::dial::Dialer;
 use shardkv::map::{GroupInfo, NodeInfo, ShardMap};
 use shardkv::types::Revision;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -111,8 +112,13 @@ pub(super) struct Source {
 }
 
 impl Source {
-    pub(super) fn new(gateway: Handle, shardmaster: GroupInfo, own: Option<Arc<NodeReporter>>) -> Source {
-        Source { gateway, shardmaster, own, reports: Reports::default() }
+    pub(super) fn new(
+        gateway: Handle,
+        shardmaster: GroupInfo,
+        own: Option<Arc<NodeReporter>>,
+        dialer: Arc<dyn Dialer>,
+    ) -> Source {
+        Source { gateway, shardmaster, own, reports: Reports::new(dialer) }
     }
 }
 

@@ -2,24 +2,27 @@
 
 use super::admin::Source;
 use super::host::Site;
+use crate::net::Listener;
 use gateway::GatewayConfig;
 use gateway::admin::AdminService;
 use gateway::driver::{self, Handle};
-use gateway::etcd::{self, Info, Limits, NodeStatus};
+use gateway::etcd::{self, Info, Limits, NodeStatus, RpcMetrics};
 use gateway::remote::{LocalNode, Remote, RemoteConfig};
 use node::core::CoreStatus;
 use node::runtime::NodeHandle;
 use paxos::NodeId;
+use proto::dial::Dialer;
 use shardkv::map::SHARDMASTER_GROUP;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tonic::service::Routes;
+use tower::layer::util::Stack;
 
 /// How old what `Maintenance.Status` says may be.
 const STATUS_PERIOD: Duration = Duration::from_millis(500);
 
 /// Starts the gateway's machine; requests to the own node do not travel.
-pub(super) fn start_gateway(site: &Site, node: Option<&NodeHandle>) -> Handle {
+pub(super) fn start_gateway(site: &Site, node: Option<&NodeHandle>, dialer: Arc<dyn Dialer>) -> Handle {
     let config = GatewayConfig {
         seed: [rand::random(), rand::random()],
         local: node.map(NodeHandle::node),
@@ -33,34 +36,49 @@ pub(super) fn start_gateway(site: &Site, node: Option<&NodeHandle>) -> Handle {
             let take: LocalNode = node.gateway(Arc::new(move |answers| replies.deliver(me, answers)));
             (me, take)
         });
-        Remote::new(RemoteConfig::default(), local, addresses, replies)
+        Remote::new(RemoteConfig::default(), dialer, local, addresses, replies)
     })
 }
 
-/// Serves clients until `stop` is done.
-pub(super) fn serve(
+/// Everything that clients find at their port.
+pub(super) fn services(
     site: &Site,
     gateway: Handle,
     node: Option<NodeHandle>,
     source: Arc<Source>,
-    listener: TcpListener,
-    stop: impl Future<Output = ()> + Send + 'static,
-) -> impl Future<Output = Result<(), tonic::transport::Error>> + Send + 'static {
-    let limits = Limits {
-        txn_ops_max: usize::try_from(site.limits.txn_operations_max).unwrap_or(usize::MAX),
-        request_bytes_max: usize::try_from(site.limits.request_bytes_max).unwrap_or(usize::MAX),
-        ..Limits::default()
-    };
+    pages: axum::Router,
+) -> Routes {
     let info = Info {
         cluster_id: site.genesis.cluster_id(),
         member_id: node.as_ref().map_or(0, |node| node.node().0),
         raft_term: 1,
-        limits: limits.clone(),
+        limits: limits(site),
         node: watch_status(gateway.clone(), node),
     };
     let routes = etcd::routes(gateway, info);
     let routes = routes.add_service(AdminService::new(source, crate::VERSION).into_server());
-    async move { etcd::serve(listener, routes, &limits, stop).await }
+    Routes::from(routes.prepare().into_axum_router().merge(pages))
+}
+
+fn limits(site: &Site) -> Limits {
+    Limits {
+        txn_ops_max: usize::try_from(site.limits.txn_operations_max).unwrap_or(usize::MAX),
+        request_bytes_max: usize::try_from(site.limits.request_bytes_max).unwrap_or(usize::MAX),
+        ..Limits::default()
+    }
+}
+
+/// Serves a port until `stop` is done: counts its requests, and asks who they are from.
+pub(super) fn serve(
+    site: &Site,
+    listener: Listener,
+    services: Routes,
+    requests: RpcMetrics,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> impl Future<Output = Result<(), tonic::transport::Error>> + Send + 'static {
+    let limits = limits(site);
+    let layers = Stack::new(site.secured.access.clone(), requests);
+    async move { etcd::serve(listener.connections(), services, layers, &limits, stop).await }
 }
 
 /// Keeps what `Maintenance.Status` says about this node fresh, without a hop on the way of a request.

@@ -1,11 +1,15 @@
 //! One node's (or gateway's) runtime, from its parts to its end.
 
 use super::admin::{NodeReporter, Source};
+use super::security::Secured;
 use super::{clients, failed};
 use crate::config::{Genesis, Limits, ReadMode, Role, Roles, Timing};
 use crate::failure::Failure;
 use crate::identity::{self, Identity};
+use crate::net::{AccessLayer, Listener};
+use crate::observe::{Health, Observed, ObservedPort, pages};
 use gateway::admin::ReportService;
+use gateway::etcd::RpcMetrics;
 use node::core::{CoreConfig, Limits as CoreLimits, ReadMode as CoreReadMode};
 use node::runtime::{self, Node, NodeConfig, NodeHandle, PeerAddress, Stop};
 use paxos::heartbeat::Timing as CoreTiming;
@@ -35,12 +39,15 @@ pub(super) struct Site {
     pub(super) read_mode: ReadMode,
     pub(super) timing: Timing,
     pub(super) limits: Limits,
+    pub(super) secured: Secured,
 }
 
 /// Where it listens.
 pub(super) struct Ports {
     pub(super) client: Option<TcpListener>,
     pub(super) peer: Option<TcpListener>,
+    /// For figures and health alone.
+    pub(super) metrics: Option<TcpListener>,
 }
 
 impl Site {
@@ -173,27 +180,46 @@ async fn run_here(site: Site, ports: Ports, mut stopped: watch::Receiver<bool>) 
         .clone()
         .zip(site.identity.as_ref())
         .map(|(handle, (_, identity))| Arc::new(NodeReporter::new(handle, identity, site.roles.clone(), began)));
+    let dialer = site.secured.dialer();
+    let gateway = ports.client.is_some().then(|| clients::start_gateway(&site, handle.as_ref(), dialer.clone()));
     let mut tasks = tokio::task::JoinSet::new();
-    if let (Some(listener), Some(handle), Some(reporter)) = (ports.peer, &handle, &reporter) {
-        let listener = tokio::net::TcpListener::from_std(listener).map_err(failed("listen for peers"))?;
+    let mut listening = Listening::new(&site);
+    let peer = listening.listen(ports.peer, PEER)?;
+    let (client, metrics) = (listening.listen(ports.client, CLIENT)?, listening.listen(ports.metrics, METRICS)?);
+    let requests = RpcMetrics::default();
+    let observed = Arc::new(Observed {
+        name: site.name.clone(),
+        node: handle.clone(),
+        gateway: gateway.clone().map(|gateway| (gateway, requests.clone())),
+        ports: listening.observed,
+    });
+    let health = Health::new(observed.clone());
+    let pages = pages(observed, health.clone());
+    if let (Some(listener), Some(handle), Some(reporter)) = (peer, &handle, &reporter) {
         let more = Routes::new(ReportService::new(reporter.clone()).into_server());
-        let serving = runtime::serve(listener, handle.peer_port(), more, raised(stopped.clone()));
+        let serving = runtime::serve(listener.connections(), handle.peer_port(), more, raised(stopped.clone()));
         tasks.spawn(
             async move { serving.await.map_err(|error| Failure::Run(format!("the peer port failed: {error}"))) },
         );
     }
-    if let Some(listener) = ports.client {
-        let listener = tokio::net::TcpListener::from_std(listener).map_err(failed("listen for clients"))?;
-        let gateway = clients::start_gateway(&site, handle.as_ref());
-        let source = Arc::new(Source::new(gateway.clone(), site.shardmaster(), reporter.clone()));
-        let serving = clients::serve(&site, gateway, handle.clone(), source, listener, raised(stopped.clone()));
+    if let (Some(listener), Some(gateway)) = (client, gateway) {
+        let source = Source::new(gateway.clone(), site.shardmaster(), reporter.clone(), dialer.clone());
+        let services = clients::services(&site, gateway, handle.clone(), Arc::new(source), pages.clone());
+        let serving = clients::serve(&site, listener, services, requests, raised(stopped.clone()));
         tasks.spawn(
             async move { serving.await.map_err(|error| Failure::Run(format!("the client port failed: {error}"))) },
         );
     }
+    if let Some(listener) = metrics {
+        let unmeasured = RpcMetrics::default();
+        let serving = clients::serve(&site, listener, Routes::from(pages), unmeasured, raised(stopped.clone()));
+        tasks.spawn(
+            async move { serving.await.map_err(|error| Failure::Run(format!("the metrics port failed: {error}"))) },
+        );
+    }
     let ended = async {
         match node {
-            Some(node) => node.run().await,
+            Some(node) => node.run(dialer).await,
             None => std::future::pending().await,
         }
     };
@@ -208,6 +234,36 @@ async fn run_here(site: Site, ports: Ports, mut stopped: watch::Receiver<bool>) 
             stop_node(handle, &mut ended).await;
             Ok(())
         }
+    }
+}
+
+const CLIENT: &str = "client";
+const PEER: &str = "peer";
+const METRICS: &str = "metrics";
+
+/// The ports as they are opened.
+struct Listening {
+    secured: Secured,
+    connections_max: usize,
+    observed: Vec<ObservedPort>,
+}
+
+impl Listening {
+    fn new(site: &Site) -> Listening {
+        let connections_max = usize::try_from(site.limits.connections_max).unwrap_or(usize::MAX);
+        Listening { secured: site.secured.clone(), connections_max, observed: Vec::new() }
+    }
+
+    fn listen(&mut self, listener: Option<TcpListener>, name: &'static str) -> Result<Option<Listener>, Failure> {
+        let Some(listener) = listener else { return Ok(None) };
+        let (credentials, access) = match name {
+            PEER => (self.secured.peer.clone(), AccessLayer::open()),
+            _ => (self.secured.client.clone(), self.secured.access.clone()),
+        };
+        let listener = Listener::new(listener, name, credentials.clone(), self.connections_max);
+        let listener = listener.map_err(failed(format!("listen on the {name} port")))?;
+        self.observed.push(ObservedPort { name, figures: listener.figures(), access, credentials });
+        Ok(Some(listener))
     }
 }
 

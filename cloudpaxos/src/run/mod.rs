@@ -7,6 +7,7 @@
 mod admin;
 mod clients;
 mod host;
+mod security;
 
 use crate::config::{DevConfig, Limits, ReadMode, Roles, StartConfig, Timing};
 use crate::failure::Failure;
@@ -14,6 +15,7 @@ use crate::identity::{self, Claim};
 use crate::logging;
 use host::{Ports, Site};
 use paxos::NodeId;
+use security::Secured;
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::Path;
@@ -50,6 +52,9 @@ pub fn start(config: StartConfig) -> Result<(), Failure> {
     let client =
         config.listen_client.as_ref().map(|address| bind(&address.to_string(), "--listen-client")).transpose()?;
     let peer = config.listen_peer.as_ref().map(|address| bind(&address.to_string(), "--listen-peer")).transpose()?;
+    let metrics =
+        config.listen_metrics.as_ref().map(|address| bind(&address.to_string(), "--listen-metrics")).transpose()?;
+    let secured = Secured::read(&config.security, config.listen_client.iter().chain(&config.listen_metrics))?;
     let directory = match (&config.data_dir, config.roles.hosts_replicas()) {
         (Some(path), true) => {
             let claim = Claim {
@@ -76,9 +81,10 @@ pub fn start(config: StartConfig) -> Result<(), Failure> {
         read_mode: config.read_mode,
         timing: config.timing,
         limits: config.limits,
+        secured,
     };
     let (_stop, stopped) = stop_on_signals()?;
-    host::run(site, Ports { client, peer }, stopped)
+    host::run(site, Ports { client, peer, metrics }, stopped)
 }
 
 /// Runs an embedded cluster of three nodes in this process until it is told to stop.
@@ -120,8 +126,9 @@ pub fn dev(config: DevConfig) -> Result<(), Failure> {
             read_mode: ReadMode::Lease,
             timing,
             limits: Limits::default(),
+            secured: Secured::open(),
         };
-        let ports = Ports { client: client.take(), peer: peers.remove(&member.id) };
+        let ports = Ports { client: client.take(), peer: peers.remove(&member.id), metrics: None };
         let (stopped, ended) = (stopped.clone(), ended.clone());
         let thread = std::thread::Builder::new().name(member.name.to_string()).spawn(move || {
             let _directory = directory;

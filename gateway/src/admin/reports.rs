@@ -5,10 +5,11 @@ use paxos::NodeId;
 use proto::admin::node_reports_client::NodeReportsClient;
 use proto::admin::node_reports_server::{NodeReports, NodeReportsServer};
 use proto::admin::{NodeReport, ReportRequest};
+use proto::dial::{self, Dialer};
 use shardkv::map::NodeInfo;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
 /// What a node says of itself, from memory.
@@ -44,12 +45,17 @@ impl NodeReports for ReportService {
 
 /// Asks nodes for their reports. A connection is kept per node, and made anew by itself when it
 /// breaks; it is replaced when the node's address changes.
-#[derive(Debug, Default)]
 pub struct Reports {
+    dialer: Arc<dyn Dialer>,
     channels: Mutex<BTreeMap<NodeId, (String, Channel)>>,
 }
 
 impl Reports {
+    /// Reaches nodes by `dialer`.
+    pub fn new(dialer: Arc<dyn Dialer>) -> Reports {
+        Reports { dialer, channels: Mutex::default() }
+    }
+
     /// A node's report of itself.
     pub async fn ask(&self, node: &NodeInfo) -> Result<NodeReport, AdminError> {
         let channel = self.channel(node)?;
@@ -65,9 +71,9 @@ impl Reports {
         {
             return Ok(channel.clone());
         }
-        let endpoint = Endpoint::from_shared(format!("http://{}", node.peer_address))
+        let endpoint = dial::endpoint(&node.peer_address)
             .map_err(|error| AdminError::NoReport(format!("bad address {}: {error}", node.peer_address)))?;
-        let channel = endpoint.connect_timeout(REPORT_TIMEOUT).tcp_nodelay(true).connect_lazy();
+        let channel = dial::connect_lazy(&endpoint.connect_timeout(REPORT_TIMEOUT), self.dialer.clone());
         channels.insert(node.id, (node.peer_address.clone(), channel.clone()));
         Ok(channel)
     }

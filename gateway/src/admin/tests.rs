@@ -3,6 +3,7 @@ use bytes::Bytes;
 use paxos::NodeId;
 use proto::admin::admin_client::AdminClient;
 use proto::admin::{Ballot, ReplicaReport, ReplicaState, Sequencer};
+use proto::dial::PlainText;
 use shardkv::map::SHARDMASTER_GROUP;
 use shardkv::types::{Bounds, Epoch, ShardId};
 use std::collections::BTreeMap;
@@ -153,7 +154,7 @@ async fn node(report: NodeReport) -> String {
 
 async fn gateway(map: ShardMap) -> AdminClient<Channel> {
     let (listener, address) = listener().await;
-    let source = Remote { map: Arc::new(map), reports: Reports::default() };
+    let source = Remote { map: Arc::new(map), reports: Reports::new(PlainText::shared()) };
     let service = AdminService::new(Arc::new(source), "1.2.3").into_server();
     tokio::spawn(Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)));
     let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address");

@@ -9,20 +9,27 @@ mod errors;
 mod health;
 mod kv;
 mod maintenance;
+mod measure;
 mod translate;
 mod unserved;
 
+pub use measure::RpcMetrics;
+
 use crate::driver::Handle;
+use futures_util::Stream;
+use proto::dial::ByteStream;
 use proto::etcdserverpb as pb;
 use shardkv::types::Revision;
+use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tonic::body::Body;
 use tonic::metadata::MetadataMap;
 use tonic::service::Routes;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
+use tonic::transport::server::Connected;
+use tower::{Layer, Service};
 
 /// The version of the API that we serve. Kubernetes asks for 3.5.13 or newer before it relies on
 /// progress requests.
@@ -182,22 +189,35 @@ pub fn routes(handle: Handle, info: Info) -> Routes {
         .add_service(health)
 }
 
-/// Serves `routes` on a listener until `shutdown` resolves; requests under way then finish.
-pub async fn serve(
-    listener: TcpListener,
+/// Serves `routes` behind `layer` on connections until `shutdown` resolves; requests under way then
+/// finish.
+pub async fn serve<C, L, S>(
+    connections: impl Stream<Item = std::io::Result<C>>,
     routes: Routes,
+    layer: L,
     limits: &Limits,
     shutdown: impl Future<Output = ()>,
-) -> Result<(), tonic::transport::Error> {
+) -> Result<(), tonic::transport::Error>
+where
+    C: ByteStream + Connected + 'static,
+    L: Layer<Routes, Service = S> + Clone,
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible, Future: Send>
+        + Clone
+        + Send
+        + 'static,
+{
     Server::builder()
+        // For pages beside the API: metrics and health.
+        .accept_http1(true)
         .initial_stream_window_size(limits.stream_window_bytes)
         .initial_connection_window_size(limits.connection_window_bytes)
         .http2_adaptive_window(Some(false))
         .max_concurrent_streams(limits.streams_max)
         .http2_keepalive_interval(Some(limits.keepalive))
         .http2_keepalive_timeout(Some(limits.keepalive))
+        .layer(layer)
         .add_routes(routes)
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), shutdown)
+        .serve_with_incoming_shutdown(connections, shutdown)
         .await
 }
 

@@ -19,6 +19,8 @@ use shardkv::{DataGroup, MemoryStore, ReadError};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use tokio::net::TcpListener;
+use tonic::transport::server::TcpIncoming;
+use tower::layer::util::Identity;
 
 pub const NODE: NodeId = NodeId(1);
 
@@ -183,6 +185,8 @@ pub async fn server(shards: &[(&'static str, u64)]) -> String {
     let routes = routes(gateway(shards), info);
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port");
     let address = listener.local_addr().expect("a bound listener has one");
-    tokio::spawn(async move { serve(listener, routes, &Limits::default(), std::future::pending()).await });
+    tokio::spawn(async move {
+        serve(TcpIncoming::from(listener), routes, Identity::new(), &Limits::default(), std::future::pending()).await
+    });
     format!("http://{address}")
 }

@@ -43,6 +43,7 @@ pub(super) struct Asked {
 #[derive(Debug)]
 pub(super) struct Proposed {
     pub(super) slot: Slot,
+    pub(super) since: Time,
     pub(super) waiters: Vec<(Waiter, u64)>,
 }
 

@@ -24,6 +24,7 @@ pub use status::{CoreStatus, GroupStatus};
 pub use transfer::{PIECE_BYTES as TRANSFER_PIECE_BYTES, SnapshotEvent, SnapshotJob};
 pub use types::{Applied, ApplyJob, CoreConfig, EntryOutcome, Hosted, Input, Limits, Machine, Outputs, ReadMode};
 
+use crate::tally::GroupTally;
 use crate::wire::NodeMessage;
 use lead::Lead;
 use paxos::election::Status;
@@ -53,6 +54,7 @@ struct Group<S: Store> {
     /// Messages that wait for a ticket.
     gated: VecDeque<(u64, Envelope)>,
     lead: Option<Lead>,
+    tally: GroupTally,
 }
 
 /// A node.
@@ -137,6 +139,7 @@ impl<S: Store> Core<S> {
             tails: VecDeque::new(),
             gated: VecDeque::new(),
             lead: None,
+            tally: GroupTally::default(),
         };
         self.groups.insert(group, state);
     }
@@ -243,7 +246,9 @@ impl<S: Store> Core<S> {
     /// Steps a replica and takes its outputs in.
     fn step(&mut self, now: Time, id: GroupId, input: paxos::Input) {
         let Some(group) = self.groups.get_mut(&id) else { return };
+        let before = group.replica.leader().node;
         let out = group.replica.step(now, &self.beats, input);
+        group.tally.leader_changes += u64::from(group.replica.leader().node != before);
         self.absorb(now, id, out);
     }
 
@@ -321,6 +326,8 @@ impl<S: Store> Core<S> {
         // A report that overtakes another would leave those waiting whom the other answers.
         let ordered = group.lead.is_none() || outcomes.is_empty() || first <= group.applied.next();
         assert!(ordered, "{id}: entries from {first} on reported behind {}", group.applied);
+        group.tally.applied_entries += slot.0.saturating_sub(group.applied.0);
+        group.tally.applied_bytes += bytes as u64;
         group.applied = group.applied.max(slot);
         group.applying_bytes = group.applying_bytes.saturating_sub(bytes);
         if let Some(state) = master {
@@ -330,7 +337,7 @@ impl<S: Store> Core<S> {
             }
             self.reservation_applied(now);
         }
-        self.settle(id, first, outcomes);
+        self.settle(now, id, first, outcomes);
     }
 
     fn learn_map(&mut self, map: Arc<ShardMap>) {

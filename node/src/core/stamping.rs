@@ -54,6 +54,7 @@ impl<S: Store> Core<S> {
         let ended = group.lead.take();
         if let Some(ballot) = leading {
             self.terms += 1;
+            group.tally.terms_led += 1;
             group.lead = Some(Lead::new(ballot, self.terms, noop, now));
         }
         if self.is_master(id) {
@@ -101,6 +102,9 @@ impl<S: Store> Core<S> {
             None => self.overloaded(request.group, bytes).then_some(ReplyBody::Failed(OpError::Overloaded)),
         };
         if let Some(refusal) = refusal {
+            if let (ReplyBody::Failed(_), Some(group)) = (&refusal, self.groups.get_mut(&request.group)) {
+                group.tally.refused += 1;
+            }
             self.answer(waiter, refusal);
             return;
         }
@@ -145,6 +149,7 @@ impl<S: Store> Core<S> {
             let in_order = lead.asked.is_empty();
             let batch = lead.take_batch(&self.config.limits);
             if let Some(first) = in_order.then(|| self.take_here(now, batch.len() as u64)).flatten() {
+                self.stamped(id, 0);
                 self.propose_batch(now, id, batch, first);
                 continue;
             }
@@ -198,9 +203,16 @@ impl<S: Store> Core<S> {
                 }
                 break;
             }
+            self.stamped(ask.group, now.since(asked.sent_at));
             self.propose_batch(now, ask.group, asked.batch, first);
         }
         self.busy.insert(ask.group);
+    }
+
+    fn stamped(&mut self, id: GroupId, micros: u64) {
+        if let Some(group) = self.groups.get_mut(&id) {
+            group.tally.stamp_micros.record(micros);
+        }
     }
 
     fn propose_batch(&mut self, now: Time, id: GroupId, batch: Vec<Pending>, first: Revision) {
@@ -217,12 +229,14 @@ impl<S: Store> Core<S> {
             lead.closed
         );
         lead.last_stamp = last;
-        lead.proposed.push_back(Proposed { slot, waiters });
+        group.tally.batch_commands.record(waiters.len() as u64);
+        group.tally.batch_bytes.record(entry.len() as u64);
+        lead.proposed.push_back(Proposed { slot, since: now, waiters });
         self.step(now, id, paxos::Input::Propose(entry));
     }
 
     /// Entries were applied: answers those who wait, and lets reads go on.
-    pub(super) fn settle(&mut self, id: GroupId, first: Slot, outcomes: Vec<EntryOutcome>) {
+    pub(super) fn settle(&mut self, now: Time, id: GroupId, first: Slot, outcomes: Vec<EntryOutcome>) {
         let mut answers = Vec::new();
         let Some(group) = self.groups.get_mut(&id) else { return };
         let applied = group.applied;
@@ -242,6 +256,7 @@ impl<S: Store> Core<S> {
                 continue;
             }
             let Some(proposed) = lead.proposed.pop_front() else { continue };
+            group.tally.commit_micros.record(now.since(proposed.since));
             if let Some((_, index)) = proposed.waiters.last() {
                 lead.done = lead.done.max(*index);
             }
@@ -271,7 +286,7 @@ impl<S: Store> Core<S> {
         let slot = group.replica.next_slot();
         let Some(lead) = group.lead.as_mut() else { return };
         lead.arrived += 1;
-        lead.proposed.push_back(Proposed { slot, waiters: vec![(waiter, lead.arrived)] });
+        lead.proposed.push_back(Proposed { slot, since: now, waiters: vec![(waiter, lead.arrived)] });
         let entry = codec::encode(command);
         self.step(now, SHARDMASTER_GROUP, paxos::Input::Propose(entry));
     }

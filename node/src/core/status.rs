@@ -1,6 +1,7 @@
 //! What a node tells about itself.
 
 use super::{Core, Machine};
+use crate::tally::GroupTally;
 use paxos::{Ballot, GroupId, NodeId, Slot, Time};
 use shardkv::map::{SHARDMASTER_GROUP, ShardMap};
 use shardkv::store::Store;
@@ -38,6 +39,14 @@ pub struct GroupStatus {
     pub revision: Revision,
     /// How far the other replicas have accepted, on a leader.
     pub matched: Vec<(NodeId, Option<Slot>)>,
+    /// Write requests waiting for a revision on a leader, and their bytes.
+    pub waiting: (usize, usize),
+    /// Reads waiting on a leader.
+    pub reads_waiting: usize,
+    /// Bytes decided and not yet applied.
+    pub applying_bytes: usize,
+    /// What it has counted.
+    pub tally: GroupTally,
 }
 
 /// A node.
@@ -59,6 +68,8 @@ pub struct CoreStatus {
     pub reaches: Vec<(NodeId, bool)>,
     /// The disk has no room, for the log or for the store: writes are refused.
     pub no_space: bool,
+    /// Reads of ranges under way.
+    pub scans: usize,
 }
 
 impl<S: Store> Core<S> {
@@ -83,6 +94,10 @@ impl<S: Store> Core<S> {
                     Machine::Data(reader) => reader.applied().1,
                     Machine::Master(state) => state.reserved_up_to,
                 },
+                waiting: group.lead.as_ref().map_or((0, 0), |lead| (lead.inbox.len(), lead.inbox_bytes)),
+                reads_waiting: group.lead.as_ref().map_or(0, |lead| lead.reads_waiting),
+                applying_bytes: group.applying_bytes,
+                tally: group.tally.clone(),
                 matched: group.replica.matched().into_iter().collect(),
             }
         });
@@ -99,6 +114,7 @@ impl<S: Store> Core<S> {
             map: self.map.clone(),
             reaches: others.map(|node| (*node, self.beats.reaches(now, *node))).collect(),
             no_space: self.no_space,
+            scans: self.scans.len(),
         }
     }
 

@@ -1,5 +1,6 @@
 //! Where everything that the core must know arrives, from any thread.
 
+use super::figures::MailboxFigures;
 use crate::core::Input;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
@@ -11,6 +12,8 @@ struct Inner {
     /// of requests keeps no heartbeat out.
     requests: usize,
     messages: usize,
+    /// Of both, since the start.
+    refused: u64,
 }
 
 impl Inner {
@@ -66,7 +69,10 @@ impl Mailbox {
         let mut refused = Vec::new();
         for input in more {
             match inner.count(&input) {
-                Some(count) if *count >= outside_max => refused.push(input),
+                Some(count) if *count >= outside_max => {
+                    inner.refused += 1;
+                    refused.push(input);
+                }
                 count => {
                     if let Some(count) = count {
                         *count += 1;
@@ -87,7 +93,15 @@ impl Mailbox {
 
     /// Everything that waits, in order.
     pub fn drain(&self) -> Vec<Input> {
-        std::mem::take(&mut *self.lock()).inputs
+        let mut inner = self.lock();
+        (inner.requests, inner.messages) = (0, 0);
+        std::mem::take(&mut inner.inputs)
+    }
+
+    /// What waits, for operators.
+    pub fn figures(&self) -> MailboxFigures {
+        let inner = self.lock();
+        MailboxFigures { requests: inner.requests, messages: inner.messages, refused: inner.refused }
     }
 
     /// Returns when something may wait.
@@ -121,5 +135,6 @@ mod tests {
         mailbox.push(Input::Tick);
         assert_eq!(mailbox.drain().len(), 7);
         assert!(mailbox.push_outside([request(), message()]).is_empty(), "there is room again");
+        assert_eq!(mailbox.figures(), MailboxFigures { requests: 1, messages: 1, refused: 3 });
     }
 }

@@ -17,6 +17,7 @@
 mod apply;
 mod clock;
 mod collect;
+mod figures;
 mod mailbox;
 mod open;
 mod peers;
@@ -27,9 +28,10 @@ mod space;
 mod turn_loop;
 
 pub use clock::now;
+pub use figures::{MailboxFigures, NodeFigures, SyncFigures};
 pub use mailbox::Mailbox;
 pub use open::{NodeConfig, OpenError, PeerAddress, RESERVE, open};
-pub use peers::{Handshake, KnownPeers};
+pub use peers::{Handshake, KnownPeers, PeerFigures};
 pub use replies::ReplySink;
 pub use service::serve;
 pub use turn_loop::{Node, NodeHandle, Stop};

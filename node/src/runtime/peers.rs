@@ -12,6 +12,7 @@ use crate::wire::NodeMessage;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use paxos::{NodeId, Wire};
+use proto::dial::{self, Dialer};
 use proto::internal::PeerBatch;
 use proto::internal::peer_client::PeerClient;
 use serde::{Deserialize, Serialize};
@@ -22,7 +23,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
-use tonic::transport::Endpoint;
 use tonic::{Code, Request, Status};
 
 /// Bytes of one message of the stream.
@@ -206,6 +206,24 @@ struct Queue {
     /// Counts streams; what an old one has not taken yet belongs to the new one.
     stream: u64,
     connected: bool,
+    /// Since the start: messages that did not fit, and streams that came about.
+    dropped: u64,
+    streams: u64,
+}
+
+/// The stream to one other node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerFigures {
+    /// The node.
+    pub node: NodeId,
+    /// Whether the stream is up.
+    pub connected: bool,
+    /// Bytes that wait to be sent.
+    pub queued_bytes: usize,
+    /// Messages that the queue had no room for, since the start.
+    pub dropped: u64,
+    /// Streams that came about, since the start.
+    pub streams: u64,
 }
 
 /// The stream to one other node.
@@ -242,6 +260,7 @@ impl Peer {
             if full || queue.bytes + bytes.len() > self.queue_bytes_max {
                 tracing::debug!(node = %self.node, "the queue to a peer is full");
                 full = true;
+                queue.dropped += 1;
                 continue;
             }
             queue.bytes += bytes.len();
@@ -277,21 +296,34 @@ impl Peer {
 
     fn begin(&self) -> u64 {
         let mut queue = lock(&self.queue);
-        *queue = Queue { stream: queue.stream + 1, connected: true, ..Queue::default() };
+        let (streams, dropped) = (queue.streams + 1, queue.dropped);
+        *queue = Queue { stream: queue.stream + 1, connected: true, streams, dropped, ..Queue::default() };
         queue.stream
     }
 
     fn end(&self) {
         let mut queue = lock(&self.queue);
-        *queue = Queue { stream: queue.stream + 1, ..Queue::default() };
+        let (streams, dropped) = (queue.streams, queue.dropped);
+        *queue = Queue { stream: queue.stream + 1, streams, dropped, ..Queue::default() };
+    }
+
+    pub(super) fn figures(&self) -> PeerFigures {
+        let queue = lock(&self.queue);
+        PeerFigures {
+            node: self.node,
+            connected: queue.connected,
+            queued_bytes: queue.bytes,
+            dropped: queue.dropped,
+            streams: queue.streams,
+        }
     }
 }
 
 /// Keeps the stream to a peer up. Returns only with the reason why this node must stop.
-pub(super) async fn run(peer: Arc<Peer>, known: Arc<KnownPeers>) -> String {
+pub(super) async fn run(peer: Arc<Peer>, known: Arc<KnownPeers>, dialer: Arc<dyn Dialer>) -> String {
     let mut backoff = BACKOFF_MIN;
     loop {
-        match connect(&peer, &known).await {
+        match connect(&peer, &known, &dialer).await {
             Ok(()) => backoff = BACKOFF_MIN,
             Err(status) if known.refused(peer.node, &status) => {
                 return format!(
@@ -318,20 +350,17 @@ pub(super) async fn run(peer: Arc<Peer>, known: Arc<KnownPeers>) -> String {
     }
 }
 
-async fn connect(peer: &Arc<Peer>, known: &KnownPeers) -> Result<(), Status> {
-    let unavailable = |error: tonic::transport::Error| Status::unavailable(error.to_string());
-    let endpoint = Endpoint::from_shared(format!("http://{}", peer.address.address)).map_err(unavailable)?;
-    let channel = endpoint
+async fn connect(peer: &Arc<Peer>, known: &KnownPeers, dialer: &Arc<dyn Dialer>) -> Result<(), Status> {
+    let unavailable = |error: tonic::transport::Error| Status::unavailable(dial::cause(&error));
+    let endpoint = dial::endpoint(&peer.address.address)
+        .map_err(unavailable)?
         .connect_timeout(Duration::from_secs(1))
-        .tcp_nodelay(true)
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES * 4)
         .http2_keep_alive_interval(Duration::from_secs(2))
         .keep_alive_timeout(Duration::from_secs(4))
-        .keep_alive_while_idle(true)
-        .connect()
-        .await
-        .map_err(unavailable)?;
+        .keep_alive_while_idle(true);
+    let channel = dial::connect(&endpoint, dialer.clone()).await.map_err(unavailable)?;
     let stream = peer.begin();
     let source = peer.clone();
     let batches = futures_util::stream::unfold(source, move |source| async move {

@@ -6,6 +6,7 @@ use super::replies::Sinks;
 use crate::core::Input;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
+use proto::dial::ByteStream;
 use proto::internal::data_server::{Data, DataServer};
 use proto::internal::peer_server::{Peer, PeerServer};
 use proto::internal::{PeerBatch, ReplyBatch, RequestBatch};
@@ -16,9 +17,9 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status, Streaming};
 
 /// Batches of replies queued to one gateway; one that does not read loses its stream.
@@ -122,20 +123,17 @@ pub(super) fn overloaded(id: u64) -> Reply {
     Reply { id, known: Revision(0), body: ReplyBody::Failed(OpError::Overloaded) }
 }
 
-/// Serves the peer port until `stop` is done. `more` services may be added to it.
-pub async fn serve(
-    listener: TcpListener,
+/// Serves the peer port on these connections until `stop` is done. `more` services may be added to it.
+pub async fn serve<C>(
+    connections: impl Stream<Item = std::io::Result<C>>,
     port: PeerPort,
     more: tonic::service::Routes,
     stop: impl Future<Output = ()>,
-) -> Result<(), tonic::transport::Error> {
+) -> Result<(), tonic::transport::Error>
+where
+    C: ByteStream + Connected + 'static,
+{
     let PeerPort { peer, data } = port;
-    let incoming = TcpListenerStream::new(listener).map(|stream| {
-        stream.and_then(|stream| {
-            stream.set_nodelay(true)?;
-            Ok(stream)
-        })
-    });
     let routes = more
         .add_service(
             PeerServer::new(peer)
@@ -148,14 +146,13 @@ pub async fn serve(
                 .max_encoding_message_size(MESSAGE_BYTES_MAX),
         );
     tonic::transport::Server::builder()
-        .tcp_nodelay(true)
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES * 4)
         .max_concurrent_streams(1024)
         .http2_keepalive_interval(Some(Duration::from_secs(2)))
         .http2_keepalive_timeout(Some(Duration::from_secs(4)))
         .add_routes(routes)
-        .serve_with_incoming_shutdown(incoming, stop)
+        .serve_with_incoming_shutdown(connections, stop)
         .await
 }
 

@@ -2,6 +2,7 @@
 
 use super::apply::{ApplyThread, Job, Report};
 use super::collect::{self, Collector};
+use super::figures::{Sources, SyncFigures};
 use super::mailbox::Mailbox;
 use super::open::{NodeStore, OpenError, Opened};
 use super::peers::{self, KnownPeers, Peer};
@@ -11,6 +12,7 @@ use super::service::{DataService, PeerPort, PeerService, overloaded};
 use super::space::SpaceGuard;
 use crate::core::{ApplyJob, Core, CoreStatus, Input, Machine, Outputs};
 use paxos::{GroupId, NodeId, Time};
+use proto::dial::Dialer;
 use shardkv::request::Request;
 use shardkv::store::Store;
 use std::collections::{BTreeMap, VecDeque};
@@ -54,6 +56,7 @@ pub struct NodeHandle {
     stop: mpsc::Sender<Stop>,
     known: Arc<KnownPeers>,
     store: Arc<NodeStore>,
+    pub(super) sources: Sources,
 }
 
 impl NodeHandle {
@@ -151,7 +154,8 @@ impl Node {
         let (ask, questions) = mpsc::channel(QUESTIONS_MAX);
         let (stop, stops) = mpsc::channel(STOPS_MAX);
         let wal_progress = Arc::new(Mutex::new(WalProgress::default()));
-        let wal = wal::spawn(log, wal_events(wal_progress.clone(), mailbox.clone(), stop.clone()));
+        let syncs: Arc<Mutex<SyncFigures>> = Arc::default();
+        let wal = wal::spawn(log, wal_events(wal_progress.clone(), syncs.clone(), mailbox.clone(), stop.clone()));
         let readers = config.groups.iter().filter_map(|(group, _)| match machines.machine(*group) {
             Some(Machine::Data(reader)) => Some(reader),
             Some(Machine::Master(_)) | None => None,
@@ -178,9 +182,16 @@ impl Node {
         let scans = ScanThreads::spawn(&mailbox).map_err(io("start a thread for reads"))?;
         let me = config.core.me;
         let peers = config.peers.iter().filter(|(node, _)| **node != me);
-        let peers = peers
+        let peers: BTreeMap<NodeId, Arc<Peer>> = peers
             .map(|(node, address)| (*node, Peer::new(*node, address.clone(), config.peer_queue_bytes_max)))
             .collect();
+        let sources = Sources {
+            wal: wal.clone(),
+            syncs,
+            peers: peers.values().cloned().collect(),
+            mailbox: mailbox.clone(),
+            store: store.clone(),
+        };
         let sinks = Arc::new(Sinks::default());
         let handle = NodeHandle {
             node: me,
@@ -190,6 +201,7 @@ impl Node {
             stop: stop.clone(),
             known: known.clone(),
             store: store.clone(),
+            sources,
         };
         let node = Node {
             core,
@@ -217,12 +229,13 @@ impl Node {
         Ok((node, handle))
     }
 
-    /// Runs the node until it stops.
-    pub async fn run(mut self) -> Stop {
+    /// Runs the node until it stops. It reaches the other nodes by `dialer`.
+    pub async fn run(mut self, dialer: Arc<dyn Dialer>) -> Stop {
         for peer in self.peers.values() {
             let (peer, known, stop) = (peer.clone(), self.known.clone(), self.stop.clone());
+            let dialer = dialer.clone();
             tokio::spawn(async move {
-                let reason = peers::run(peer, known).await;
+                let reason = peers::run(peer, known, dialer).await;
                 drop(stop.send(Stop::Failed(reason)).await);
             });
         }
@@ -374,13 +387,19 @@ async fn sleep_until(time: Option<Time>) {
 /// What the log's thread calls.
 fn wal_events(
     progress: Arc<Mutex<WalProgress>>,
+    syncs: Arc<Mutex<SyncFigures>>,
     mailbox: Arc<Mailbox>,
     stop: mpsc::Sender<Stop>,
 ) -> Box<dyn Fn(WalEvent) + Send> {
     Box::new(move |event| {
         let mut progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
         match event {
-            WalEvent::Durable { ticket, synced } => progress.durable = Some((ticket, synced.segment)),
+            WalEvent::Durable { ticket, synced, records, took } => {
+                progress.durable = Some((ticket, synced.segment));
+                let mut syncs = syncs.lock().unwrap_or_else(PoisonError::into_inner);
+                syncs.micros.record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+                syncs.records.record(records);
+            }
             WalEvent::Full => progress.no_space = Some(true),
             WalEvent::SpaceBack => progress.no_space = Some(false),
             WalEvent::Failed(error) => {
