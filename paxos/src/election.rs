@@ -22,9 +22,9 @@ pub struct Status {
     pub leader: Ballot,
     /// Whether it is content with that.
     pub happy: bool,
-    /// Whether its node's disk is full: others had better lead. Elections do not look at it, so that
-    /// there is a leader to read from when all disks are full.
-    pub full: bool,
+    /// Whether its node had better not lead: its disk is full, or it is about to stop. Elections do not look at
+    /// it, so that there is a leader to read from when all disks are full.
+    pub reluctant: bool,
 }
 
 /// One replica's view of who leads.
@@ -97,6 +97,6 @@ impl Election {
 
     /// What this replica publishes.
     pub fn status(&self, durably_promised: Ballot) -> Status {
-        Status { promised: durably_promised, own: self.own, leader: self.leader, happy: self.happy, full: false }
+        Status { promised: durably_promised, own: self.own, leader: self.leader, happy: self.happy, reluctant: false }
     }
 }

@@ -3,6 +3,7 @@
 mod certs;
 pub mod client;
 mod cluster;
+mod health;
 mod kv;
 mod output;
 mod txn;
@@ -82,6 +83,14 @@ Examples:
     /// Show where the keys are.
     #[command(subcommand)]
     Shards(ShardsCommand),
+    /// Ask a node or gateway whether it is alive or ready.
+    #[command(after_help = "\
+Exits with 0 if it is, with 1 if not, and says why.
+
+Examples:
+  cloudpaxos health
+  cloudpaxos health --url https://127.0.0.1:2378/livez --cacert certs/ca/clients.crt")]
+    Health(health::HealthOptions),
     /// Make certificates for nodes and clients.
     #[command(subcommand)]
     Certs(certs::CertsCommand),
@@ -170,6 +179,7 @@ pub fn dispatch(cli: Cli, matches: &ArgMatches) -> Result<(), Failure> {
         Command::Kv(command) => block_on(kv::run(command)),
         Command::Status(options) => block_on(cluster::status(options)),
         Command::Shards(ShardsCommand::List(options)) => block_on(cluster::shards(options)),
+        Command::Health(options) => block_on(health::run(options)),
         Command::Certs(command) => certs::run(command),
         Command::Version(options) => output::version(options.output),
     }

@@ -21,7 +21,9 @@ use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tonic::service::Routes;
 
 /// Rows cached in front of the store: enough for the busy part of a control plane's keys.
@@ -40,6 +42,8 @@ pub(super) struct Site {
     pub(super) timing: Timing,
     pub(super) limits: Limits,
     pub(super) secured: Secured,
+    /// Whether it hands over what it leads before it stops: not where all nodes stop together.
+    pub(super) hands_over: bool,
 }
 
 /// Where it listens.
@@ -182,7 +186,8 @@ async fn run_here(site: Site, ports: Ports, mut stopped: watch::Receiver<bool>) 
         .map(|(handle, (_, identity))| Arc::new(NodeReporter::new(handle, identity, site.roles.clone(), began)));
     let dialer = site.secured.dialer();
     let gateway = ports.client.is_some().then(|| clients::start_gateway(&site, handle.as_ref(), dialer.clone()));
-    let mut tasks = tokio::task::JoinSet::new();
+    let (close, closing) = watch::channel(false);
+    let (mut tasks, mut peer_tasks) = (JoinSet::new(), JoinSet::new());
     let mut listening = Listening::new(&site);
     let peer = listening.listen(ports.peer, PEER)?;
     let (client, metrics) = (listening.listen(ports.client, CLIENT)?, listening.listen(ports.metrics, METRICS)?);
@@ -197,22 +202,22 @@ async fn run_here(site: Site, ports: Ports, mut stopped: watch::Receiver<bool>) 
     let pages = pages(observed, health.clone());
     if let (Some(listener), Some(handle), Some(reporter)) = (peer, &handle, &reporter) {
         let more = Routes::new(ReportService::new(reporter.clone()).into_server());
-        let serving = runtime::serve(listener.connections(), handle.peer_port(), more, raised(stopped.clone()));
-        tasks.spawn(
+        let serving = runtime::serve(listener.connections(), handle.peer_port(), more, raised(closing.clone()));
+        peer_tasks.spawn(
             async move { serving.await.map_err(|error| Failure::Run(format!("the peer port failed: {error}"))) },
         );
     }
     if let (Some(listener), Some(gateway)) = (client, gateway) {
         let source = Source::new(gateway.clone(), site.shardmaster(), reporter.clone(), dialer.clone());
         let services = clients::services(&site, gateway, handle.clone(), Arc::new(source), pages.clone());
-        let serving = clients::serve(&site, listener, services, requests, raised(stopped.clone()));
+        let serving = clients::serve(&site, listener, services, requests, raised(closing.clone()));
         tasks.spawn(
             async move { serving.await.map_err(|error| Failure::Run(format!("the client port failed: {error}"))) },
         );
     }
     if let Some(listener) = metrics {
         let unmeasured = RpcMetrics::default();
-        let serving = clients::serve(&site, listener, Routes::from(pages), unmeasured, raised(stopped.clone()));
+        let serving = clients::serve(&site, listener, Routes::from(pages), unmeasured, raised(closing.clone()));
         tasks.spawn(
             async move { serving.await.map_err(|error| Failure::Run(format!("the metrics port failed: {error}"))) },
         );
@@ -225,17 +230,60 @@ async fn run_here(site: Site, ports: Ports, mut stopped: watch::Receiver<bool>) 
     };
     tokio::pin!(ended);
     tokio::select! {
-        stop = &mut ended => match stop {
-            Stop::Asked => Ok(()),
-            Stop::Failed(reason) => Err(Failure::Run(format!("{}: {reason}", site.name))),
-        },
+        stop = &mut ended => outcome(&site, stop),
         Some(Ok(Err(failure))) = tasks.join_next() => Err(failure),
+        Some(Ok(Err(failure))) = peer_tasks.join_next() => Err(failure),
         _ = stopped.wait_for(|stopped| *stopped) => {
-            stop_node(handle, &mut ended).await;
-            Ok(())
+            let stopping = async {
+                drain(&site, &health, handle.as_ref(), &close, &mut tasks).await;
+                if let Some(handle) = &handle {
+                    handle.stop().await;
+                }
+            };
+            if handle.is_none() {
+                stopping.await;
+                return Ok(());
+            }
+            // The node's turns go on meanwhile; at the end it writes what is queued.
+            let ((), stop) = tokio::join!(stopping, &mut ended);
+            outcome(&site, stop)
         }
     }
 }
+
+fn outcome(site: &Site, stop: Stop) -> Result<(), Failure> {
+    match stop {
+        Stop::Asked => Ok(()),
+        Stop::Failed(reason) => Err(Failure::Run(format!("{}: {reason}", site.name))),
+    }
+}
+
+/// Stops serving in such a way that nobody notices: others learn that requests had better go elsewhere,
+/// leaderships are handed over, requests under way get their answers.
+async fn drain(
+    site: &Site,
+    health: &Health,
+    node: Option<&NodeHandle>,
+    close: &watch::Sender<bool>,
+    tasks: &mut JoinSet<Result<(), Failure>>,
+) {
+    health.drain();
+    if let Some(node) = node.filter(|_| site.hands_over)
+        && !node.retire(HAND_OVER_TIMEOUT).await
+    {
+        tracing::warn!("not every leadership could be handed over; the others will elect new leaders");
+    }
+    close.send_replace(true);
+    let ended = async { while tasks.join_next().await.is_some() {} };
+    if tokio::time::timeout(ANSWER_TIMEOUT, ended).await.is_err() {
+        tracing::warn!("connections were still open {} s after the end was announced", ANSWER_TIMEOUT.as_secs());
+    }
+}
+
+/// How long a node that stops tries to hand over what it leads.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long requests under way may take when the process stops.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 const CLIENT: &str = "client";
 const PEER: &str = "peer";
@@ -264,13 +312,6 @@ impl Listening {
         let listener = listener.map_err(failed(format!("listen on the {name} port")))?;
         self.observed.push(ObservedPort { name, figures: listener.figures(), access, credentials });
         Ok(Some(listener))
-    }
-}
-
-/// Lets the node write what is queued.
-async fn stop_node(handle: Option<NodeHandle>, ended: &mut (impl Future<Output = Stop> + Unpin)) {
-    if let Some(handle) = handle {
-        tokio::join!(handle.stop(), ended);
     }
 }
 

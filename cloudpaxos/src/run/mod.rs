@@ -82,6 +82,7 @@ pub fn start(config: StartConfig) -> Result<(), Failure> {
         timing: config.timing,
         limits: config.limits,
         secured,
+        hands_over: true,
     };
     let (_stop, stopped) = stop_on_signals()?;
     host::run(site, Ports { client, peer, metrics }, stopped)
@@ -127,6 +128,7 @@ pub fn dev(config: DevConfig) -> Result<(), Failure> {
             timing,
             limits: Limits::default(),
             secured: Secured::open(),
+            hands_over: false,
         };
         let ports = Ports { client: client.take(), peer: peers.remove(&member.id), metrics: None };
         let (stopped, ended) = (stopped.clone(), ended.clone());

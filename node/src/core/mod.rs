@@ -75,6 +75,8 @@ pub struct Core<S: Store> {
     /// When the oldest of them was emitted; a disk that stalls gives up leadership.
     dirty_since: VecDeque<(u64, Time)>,
     no_space: bool,
+    /// The node is about to stop: it hands over what it leads, and takes no lead.
+    retiring: bool,
     /// Groups led here whose peers have not heard what is decided, and when they shall be told.
     untold: BTreeMap<GroupId, Time>,
     transfers: Transfers,
@@ -102,6 +104,7 @@ impl<S: Store> Core<S> {
             dirty: VecDeque::new(),
             dirty_since: VecDeque::new(),
             no_space: false,
+            retiring: false,
             untold: BTreeMap::new(),
             transfers: Transfers::default(),
             scans: BTreeMap::new(),
@@ -126,7 +129,7 @@ impl<S: Store> Core<S> {
             piece_bytes_max: self.config.limits.piece_bytes_max,
         };
         let replica = Replica::new(config, recovered, applied);
-        self.beats.publish(group, Status { full: self.no_space, ..replica.status() });
+        self.beats.publish(group, Status { reluctant: self.is_reluctant(), ..replica.status() });
         if let Machine::Master(state) = &machine {
             self.map = Arc::new(state.map.clone());
         }
@@ -158,15 +161,31 @@ impl<S: Store> Core<S> {
             Input::Tick => self.tick(now),
             Input::Flushed(number) => self.flushed(now, number),
             Input::Snapshot(event) => self.snapshot_event(now, event),
+            Input::Retire => {
+                self.retiring = true;
+                self.publish_reluctance();
+                // The others need not wait for the next heartbeat to hear of it.
+                self.ping(now);
+            }
             Input::NoSpace(full) => {
                 self.no_space = full;
-                for (id, group) in &self.groups {
-                    self.beats.publish(*id, Status { full, ..group.replica.status() });
-                }
+                self.publish_reluctance();
                 if full {
                     self.begin_reclaim();
                 }
             }
+        }
+    }
+
+    /// Whether others had better lead.
+    fn is_reluctant(&self) -> bool {
+        self.no_space || self.retiring
+    }
+
+    fn publish_reluctance(&mut self) {
+        let reluctant = self.is_reluctant();
+        for (id, group) in &self.groups {
+            self.beats.publish(*id, Status { reluctant, ..group.replica.status() });
         }
     }
 
@@ -176,6 +195,9 @@ impl<S: Store> Core<S> {
             self.stamp(now, group);
         }
         self.tell_decided(now);
+        if self.retiring {
+            self.hand_over_all(now);
+        }
         let mut out = std::mem::take(&mut self.out);
         if !out.log.is_empty() {
             out.ticket = self.next_ticket;
@@ -254,7 +276,7 @@ impl<S: Store> Core<S> {
 
     fn absorb(&mut self, now: Time, id: GroupId, out: paxos::Outputs) {
         let Some(group) = self.groups.get_mut(&id) else { return };
-        self.beats.publish(id, Status { full: self.no_space, ..group.replica.status() });
+        self.beats.publish(id, Status { reluctant: self.no_space || self.retiring, ..group.replica.status() });
         if !out.records.is_empty() {
             let ticket = self.next_ticket;
             if group.last_ticket != ticket {

@@ -146,6 +146,8 @@ pub enum Input {
     Snapshot(SnapshotEvent),
     /// The log has no room (or has again).
     NoSpace(bool),
+    /// The node is about to stop: leaderships are handed over.
+    Retire,
 }
 
 /// A report of the state machines' host.

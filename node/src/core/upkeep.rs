@@ -113,11 +113,11 @@ impl<S: Store> Core<S> {
     fn may_lead(&self, now: Time, id: GroupId, node: NodeId) -> bool {
         node != self.config.me
             && self.beats.reaches(now, node)
-            && self.beats.status_of(node, id).is_some_and(|status| !status.full)
+            && self.beats.status_of(node, id).is_some_and(|status| !status.reluctant)
     }
 
     /// Who had better lead a group that is led here. Every write needs the sequencer, so that is the
-    /// sequencer's node; and a node whose disk is full leads only if all are.
+    /// sequencer's node; and a node whose disk is full, or that is about to stop, leads only if all are.
     fn better_leader(&self, now: Time, id: GroupId) -> Option<NodeId> {
         if !self.is_master(id) {
             let sequencer = self.leader_of(SHARDMASTER_GROUP).filter(|node| self.may_lead(now, id, *node));
@@ -128,11 +128,20 @@ impl<S: Store> Core<S> {
                 return Some(sequencer).filter(leads);
             }
         }
-        let group = self.groups.get(&id).filter(|_| self.no_space)?;
+        let group = self.groups.get(&id).filter(|_| self.is_reluctant())?;
         let follows = |node: &NodeId| {
             self.beats.status_of(*node, id).is_some_and(|status| status.leader == group.replica.leader())
         };
         group.replica.replicas().iter().copied().find(|node| self.may_lead(now, id, *node) && follows(node))
+    }
+
+    /// Hands over what is led here as soon as it is drained; the ticks alone would be slow.
+    pub(super) fn hand_over_all(&mut self, now: Time) {
+        let led = self.groups.iter().filter(|(_, group)| group.lead.is_some());
+        let led: Vec<GroupId> = led.map(|(id, _)| *id).collect();
+        for id in led {
+            self.prefer_another(now, id);
+        }
     }
 
     /// A leader hands over to one that is better placed, once things have settled.
@@ -151,8 +160,10 @@ impl<S: Store> Core<S> {
             group.replica.matched().get(&target).copied().flatten().is_some_and(|matched| matched.0 + 1024 > length.0);
         let Some(lead) = group.lead.as_mut() else { return };
         let age = now.since(lead.since);
-        let wanted = close && lead.ready && age > SETTLED_MICROS;
-        lead.draining = wanted && (age - SETTLED_MICROS) % (4 * SETTLED_MICROS) < DRAIN_MICROS;
+        // Whoever is about to stop has no time to settle, and need not serve on.
+        let now_or_never = self.retiring;
+        let in_time = age > SETTLED_MICROS && (age - SETTLED_MICROS) % (4 * SETTLED_MICROS) < DRAIN_MICROS;
+        lead.draining = close && lead.ready && (now_or_never || in_time);
         if lead.draining && lead.is_drained() {
             self.step(now, id, paxos::Input::HandOver(target));
         }

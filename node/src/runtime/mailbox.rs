@@ -28,7 +28,8 @@ impl Inner {
             | Input::Tick
             | Input::Flushed(_)
             | Input::Snapshot(_)
-            | Input::NoSpace(_) => None,
+            | Input::NoSpace(_)
+            | Input::Retire => None,
         }
     }
 }

@@ -10,7 +10,7 @@ use super::replies::{ReplySink, Sinks};
 use super::scan::ScanThreads;
 use super::service::{DataService, PeerPort, PeerService, overloaded};
 use super::space::SpaceGuard;
-use crate::core::{ApplyJob, Core, CoreStatus, Input, Machine, Outputs};
+use crate::core::{ApplyJob, Core, CoreStatus, GroupStatus, Input, Machine, Outputs};
 use paxos::{GroupId, NodeId, Time};
 use proto::dial::Dialer;
 use shardkv::request::Request;
@@ -24,6 +24,9 @@ use wal::{Append, WalEvent, WalHandle};
 
 /// Inputs from outside that may wait for a turn.
 const OUTSIDE_MAX: usize = 65_536;
+
+/// How often a node that retires is asked whether it has.
+const RETIRE_POLL: Duration = Duration::from_millis(5);
 
 /// Why a node stopped.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,6 +98,22 @@ impl NodeHandle {
     pub async fn stop(&self) {
         // It may have stopped already.
         drop(self.stop.send(Stop::Asked).await);
+    }
+
+    /// Hands over all leaderships, so that the node can stop without anybody noticing; returns when it leads
+    /// nothing any more, or after `limit`. Whether it was done.
+    pub async fn retire(&self, limit: Duration) -> bool {
+        self.mailbox.push(Input::Retire);
+        let leads = |group: &GroupStatus| group.leader.node == self.node && group.replicas.len() > 1;
+        let handed_over = async {
+            while let Some(status) = self.status().await {
+                if !status.groups.iter().any(leads) {
+                    return;
+                }
+                tokio::time::sleep(RETIRE_POLL).await;
+            }
+        };
+        tokio::time::timeout(limit, handed_over).await.is_ok()
     }
 
     /// The services of its peer port, for [`super::serve`].

@@ -183,6 +183,18 @@ impl Cluster {
         self.numbers().into_iter().try_for_each(|number| self.kill(number))
     }
 
+    /// An orderly end of one process; an error if it ends badly.
+    pub fn stop(&mut self, number: Number) -> Result<(), HarnessError> {
+        let Some(process) = self.processes[number].take() else { return Ok(()) };
+        match process.stop(STOP_LIMIT)? {
+            status if status.success() => Ok(()),
+            status => Err(HarnessError::Wrong {
+                what: format!("the end of {}", self.members[number].name),
+                detail: format!("{status}; see {}", self.log(number).display()),
+            }),
+        }
+    }
+
     /// An orderly end of every process.
     pub fn stop_all(&mut self) -> Result<(), HarnessError> {
         for process in self.processes.iter().flatten() {

@@ -36,6 +36,7 @@ pub const REQUIRED: &[&str] = &[
     "reads.at_old_revision",
     "reads.over_groups",
     "reads.scanned",
+    "retire",
     "rot",
     "rot.suspect",
     "segments.released",

@@ -3,7 +3,8 @@
 use crate::mutant::Mutant;
 use crate::network::Endpoint;
 use crate::plan::Fault;
-use crate::world::{Event, Phase, World};
+use crate::world::{Event, NodeEvent, Phase, World};
+use node::core::Input;
 use paxos::NodeId;
 
 impl World {
@@ -42,6 +43,8 @@ impl World {
             Fault::Partition => self.partition(short),
             Fault::OneWayCut => self.one_way_cut(node, short),
             Fault::Pause => self.pause(node, short),
+            // Now and then it is told before, as by an operator's SIGTERM.
+            Fault::ProcessCrash if short % 4 == 0 => self.retire(node, short),
             Fault::ProcessCrash => self.kill_process(node, short),
             Fault::PowerCut => match self.sites.get_mut(&node).filter(|site| site.process.is_some()) {
                 // The worst moment is the middle of a group commit.
@@ -86,6 +89,15 @@ impl World {
                 }
             }
             Fault::Rot => self.crash_and_rot(short),
+        }
+    }
+
+    /// A process hands over what it leads, and ends whether or not it could.
+    fn retire(&mut self, node: NodeId, micros: u64) {
+        if self.sites.get(&node).is_some_and(|site| site.process.is_some()) {
+            self.coverage.hit("retire");
+            self.deliver(node, Input::Retire);
+            self.later(node, micros.min(1_000_000), NodeEvent::Stop(micros));
         }
     }
 

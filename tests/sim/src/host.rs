@@ -39,6 +39,10 @@ impl World {
                 Ok(())
             }
             NodeEvent::Collect => self.collect(node),
+            NodeEvent::Stop(down) => {
+                self.kill_process(node, down);
+                Ok(())
+            }
         }
     }
 

@@ -38,6 +38,8 @@ pub enum NodeEvent {
     Flushed(u64),
     /// The collector looks at the floors.
     Collect,
+    /// The process ends, as it was told to, and starts again so much later.
+    Stop(u64),
 }
 
 /// Something that will happen.

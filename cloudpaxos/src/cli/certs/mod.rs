@@ -3,6 +3,8 @@
 //! Two authorities, because a certificate for clients must not open the nodes' port. What is written lies
 //! as `--client-tls-dir` and `--peer-tls-dir` want it.
 
+mod bootstrap;
+
 use super::OutputOptions;
 use super::output::{self, Format};
 use crate::failure::Failure;
@@ -47,6 +49,19 @@ Example, and how it is then used:
   cloudpaxos status --cacert certs/ada/ca.crt --cert certs/ada/tls.crt --key certs/ada/tls.key
   etcdctl --cacert certs/ada/ca.crt --cert certs/ada/tls.crt --key certs/ada/tls.key get greeting")]
     Client(IssueOptions),
+    /// Make everything that a cluster needs for its first start, in one go; what exists is kept.
+    #[command(after_help = "\
+Besides certificates it makes an API token (`DIR/tokens`). Run again with more names, it adds what is missing.
+
+Example, for three nodes behind a gateway, and an operator:
+  cloudpaxos certs bootstrap --dir certs --node n1 --node n2 --node n3=n3.example.com+10.0.0.3 \\
+    --node gateway=kv.example.com --client operator
+
+Example, for Kubernetes; every name becomes a secret:
+  cloudpaxos certs bootstrap --dir /tmp/certs --node 'shardkv=*.shardkv.cloudpaxos.svc.cluster.local' \\
+    --client operator --secrets /tmp/secrets.json --namespace cloudpaxos
+  kubectl create -f /tmp/secrets.json")]
+    Bootstrap(bootstrap::BootstrapOptions),
 }
 
 /// Where the authorities are.
@@ -89,25 +104,43 @@ pub struct NodeOptions {
 /// Does what was typed.
 pub(super) fn run(command: CertsCommand) -> Result<(), Failure> {
     match command {
-        CertsCommand::Init(options) => init(&options),
+        CertsCommand::Init(options) => report(&init(&options.dir)?, options.output.output),
         CertsCommand::Node(options) => {
-            let issue = &options.issue;
-            let mut hosts = vec![issue.name.clone(), "localhost".into(), "127.0.0.1".into(), "::1".into()];
-            hosts.extend(options.hosts.iter().cloned());
-            let both = [ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-            let mut written = Vec::new();
-            for (authority, directory) in [(Authority::Clients, "client"), (Authority::Nodes, "peer")] {
-                let target = issue.dir.join(&issue.name).join(directory);
-                written.extend(issue_one(issue, authority, &hosts, &both, &target)?);
-            }
-            report(&written, issue.output.output)
+            report(&node(&options.issue.of(), &options.hosts)?, options.issue.output.output)
         }
-        CertsCommand::Client(issue) => {
-            let usage = [ExtendedKeyUsagePurpose::ClientAuth];
-            let target = issue.dir.join(&issue.name);
-            report(&issue_one(&issue, Authority::Clients, &[], &usage, &target)?, issue.output.output)
-        }
+        CertsCommand::Client(options) => report(&client(&options.of())?, options.output.output),
+        CertsCommand::Bootstrap(options) => bootstrap::run(&options),
     }
+}
+
+/// Whom a certificate is for, where it goes, and for how long.
+struct Issue<'a> {
+    name: &'a str,
+    dir: &'a Path,
+    days: i64,
+}
+
+impl IssueOptions {
+    fn of(&self) -> Issue<'_> {
+        Issue { name: &self.name, dir: &self.dir, days: self.days }
+    }
+}
+
+fn node(issue: &Issue<'_>, more_hosts: &[String]) -> Result<Vec<PathBuf>, Failure> {
+    let mut hosts = vec![issue.name.to_owned(), "localhost".into(), "127.0.0.1".into(), "::1".into()];
+    hosts.extend(more_hosts.iter().cloned());
+    let both = [ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    let mut written = Vec::new();
+    for (authority, directory) in [(Authority::Clients, "client"), (Authority::Nodes, "peer")] {
+        let target = issue.dir.join(issue.name).join(directory);
+        written.extend(issue_one(issue, authority, &hosts, &both, &target)?);
+    }
+    Ok(written)
+}
+
+fn client(issue: &Issue<'_>) -> Result<Vec<PathBuf>, Failure> {
+    let usage = [ExtendedKeyUsagePurpose::ClientAuth];
+    issue_one(issue, Authority::Clients, &[], &usage, &issue.dir.join(issue.name))
 }
 
 #[derive(Clone, Copy)]
@@ -151,10 +184,10 @@ fn parameters(name: &str, hosts: &[String], days: i64) -> Result<CertificatePara
     Ok(parameters)
 }
 
-fn init(options: &InitOptions) -> Result<(), Failure> {
+fn init(dir: &Path) -> Result<Vec<PathBuf>, Failure> {
     let mut written = Vec::new();
     for authority in [Authority::Nodes, Authority::Clients] {
-        let (certificate, key) = authority.paths(&options.dir);
+        let (certificate, key) = authority.paths(dir);
         if certificate.exists() && key.exists() {
             continue;
         }
@@ -166,31 +199,31 @@ fn init(options: &InitOptions) -> Result<(), Failure> {
         written.push(write(&key, &pair.serialize_pem(), Secrecy::Secret)?);
         written.push(write(&certificate, &made.pem(), Secrecy::Public)?);
     }
-    report(&written, options.output.output)
+    Ok(written)
 }
 
 fn issue_one(
-    options: &IssueOptions,
+    issue: &Issue<'_>,
     authority: Authority,
     hosts: &[String],
     usage: &[ExtendedKeyUsagePurpose],
     target: &Path,
 ) -> Result<Vec<PathBuf>, Failure> {
-    check_name(&options.name)?;
-    let (certificate, key) = authority.paths(&options.dir);
+    check_name(issue.name)?;
+    let (certificate, key) = authority.paths(issue.dir);
     let read = |path: &Path| {
         fs::read_to_string(path).map_err(|error| {
             Failure::Usage(format!(
                 "cannot read {}: {error}; make the authorities first: cloudpaxos certs init --dir {}",
                 path.display(),
-                options.dir.display()
+                issue.dir.display()
             ))
         })
     };
     let (ca, ca_key) = (read(&certificate)?, read(&key)?);
     let broken = |error: rcgen::Error| Failure::Run(format!("{}: {error}", certificate.display()));
     let issuer = Issuer::from_ca_cert_pem(&ca, KeyPair::from_pem(&ca_key).map_err(broken)?).map_err(broken)?;
-    let mut parameters = parameters(&options.name, hosts, options.days)?;
+    let mut parameters = parameters(issue.name, hosts, issue.days)?;
     parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     parameters.extended_key_usages = usage.to_vec();
     parameters.use_authority_key_identifier_extension = true;
@@ -244,7 +277,7 @@ fn report(written: &[PathBuf], format: Format) -> Result<(), Failure> {
     let shown: Vec<String> = written.iter().map(|path| path.display().to_string()).collect();
     match format {
         Format::Json => output::json(&json!({ "written": shown })),
-        Format::Table if shown.is_empty() => output::line("nothing to do: the authorities exist"),
+        Format::Table if shown.is_empty() => output::line("nothing to do: everything exists"),
         Format::Table => shown.iter().try_for_each(|path| output::line(format!("wrote {path}"))),
     }
 }

@@ -1,0 +1,108 @@
+//! Nodes that are told to stop hand over what they lead: behind gateways nobody notices a rolling restart.
+
+use bytes::Bytes;
+use e2e::client::{channel, kv};
+use e2e::cluster::{Cluster, Start};
+use e2e::system::{Layout, Role, System};
+use proto::etcdserverpb as pb;
+use std::ffi::OsString;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+const LIMIT: Duration = Duration::from_secs(30);
+const WRITERS: u64 = 8;
+/// Restarts of each node.
+const ROUNDS: usize = 2;
+
+/// A page of a process's metrics port, with its head; empty where nobody answers.
+async fn page(port: u16, path: &str) -> String {
+    let asking = async {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut page = String::new();
+        stream.read_to_string(&mut page).await?;
+        std::io::Result::Ok(page)
+    };
+    asking.await.unwrap_or_default()
+}
+
+async fn wait_ready(port: u16) {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let said = page(port, "/readyz").await;
+        if said.starts_with("HTTP/1.1 200") {
+            return;
+        }
+        assert!(Instant::now() < deadline, "not ready: {said}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Writes one key without a pause, and counts; the longest that a write took.
+async fn write(endpoint: String, number: u64, stop: Arc<AtomicBool>, done: Arc<AtomicU64>) -> Duration {
+    let mut client = kv(channel(&endpoint));
+    let mut longest = Duration::ZERO;
+    while !stop.load(Ordering::Relaxed) {
+        let key = Bytes::from(format!("rolling/{number}"));
+        let begun = Instant::now();
+        client.put(pb::PutRequest { key, ..Default::default() }).await.expect("no request fails");
+        longest = longest.max(begun.elapsed());
+        done.fetch_add(1, Ordering::Relaxed);
+    }
+    longest
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rolling_restart_fails_no_request() {
+    let parent = tempfile::tempdir().expect("a directory");
+    let ports: Vec<u16> = (0..3)
+        .map(|_| TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port())
+        .collect();
+    let metrics = |number: usize| Start {
+        wrapper: Vec::new(),
+        options: vec![("--listen-metrics", OsString::from(format!("127.0.0.1:{}", ports[number])))],
+    };
+    let start = |member: &e2e::system::Member| match member.role {
+        Role::Node | Role::DataNode => metrics(usize::from(member.name.as_bytes()[1] - b'1')),
+        Role::Gateway => Start::default(),
+    };
+    let mut cluster = Cluster::start_as(System::Cloudpaxos, Layout::Gateways, parent.path(), start)
+        .await
+        .expect("a cluster");
+    for port in &ports {
+        wait_ready(*port).await;
+    }
+    let endpoints = cluster.endpoints();
+    let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let writers: Vec<_> = (0..WRITERS)
+        .zip(endpoints.iter().cycle())
+        .map(|(number, endpoint)| tokio::spawn(write(endpoint.clone(), number, stop.clone(), done.clone())))
+        .collect();
+    for number in (0..3).cycle().take(3 * ROUNDS) {
+        let before = done.load(Ordering::Relaxed);
+        let stopping = Instant::now();
+        cluster.stop(number).expect("it ends in time, and well");
+        assert!(stopping.elapsed() < Duration::from_secs(5), "it handed over at once: {:?}", stopping.elapsed());
+        cluster.launch_as(number, &metrics(number)).expect("it starts again");
+        wait_ready(ports[number]).await;
+        let deadline = Instant::now() + LIMIT;
+        while done.load(Ordering::Relaxed) < before + 200 {
+            assert!(writers.iter().all(|writer| !writer.is_finished()), "a request failed");
+            assert!(Instant::now() < deadline, "writes do not go on");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    let mut longest = Duration::ZERO;
+    for writer in writers {
+        longest = longest.max(writer.await.expect("no request failed"));
+    }
+    println!("{} writes, the longest took {longest:?}", done.load(Ordering::Relaxed));
+    // An election would take six heartbeats and more.
+    assert!(longest < Duration::from_secs(2), "{longest:?}");
+}
