@@ -130,11 +130,9 @@ impl Listener {
                     drop(ready.send(Ok(connection)).await);
                 }
                 Some(tls) => drop(tokio::spawn(async move {
-                    let figures = open.figures.clone();
                     match handshake(stream, address, &tls, open).await {
                         Ok(connection) => drop(ready.send(Ok(connection)).await),
                         Err(error) => {
-                            figures.refused.fetch_add(1, Ordering::Relaxed);
                             let error = explain(&error).unwrap_or_else(|| error.to_string());
                             tracing::info!(port = name, %address, "refused a connection: {error}");
                         }
@@ -152,12 +150,14 @@ async fn handshake(
     open: Open,
 ) -> io::Result<Connection> {
     let accepting = TlsAcceptor::from(credentials.server()).accept(stream).into_fallible();
-    let accepted = tokio::time::timeout(HANDSHAKE_TIMEOUT, accepting)
-        .await
-        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no TLS handshake in time"))?;
+    let accepted = tokio::time::timeout(HANDSHAKE_TIMEOUT, accepting).await.map_err(|_| {
+        open.figures.refused.fetch_add(1, Ordering::Relaxed);
+        io::Error::new(io::ErrorKind::TimedOut, "no TLS handshake in time")
+    })?;
     let stream = match accepted {
         Ok(stream) => stream,
         Err((error, stream)) => {
+            open.figures.refused.fetch_add(1, Ordering::Relaxed);
             farewell(stream).await;
             return Err(error);
         }
