@@ -203,9 +203,9 @@ async fn run_here(site: Site, ports: Ports, mut stopped: watch::Receiver<bool>) 
     if let (Some(listener), Some(handle), Some(reporter)) = (peer, &handle, &reporter) {
         let more = Routes::new(ReportService::new(reporter.clone()).into_server());
         let serving = runtime::serve(listener.connections(), handle.peer_port(), more, raised(closing.clone()));
-        peer_tasks.spawn(
-            async move { serving.await.map_err(|error| Failure::Run(format!("the peer port failed: {error}"))) },
-        );
+        peer_tasks.spawn(async move {
+            serving.await.map_err(|error| Failure::Run(format!("the peer port failed: {error}")))
+        });
     }
     if let (Some(listener), Some(gateway)) = (client, gateway) {
         let source = Source::new(gateway.clone(), site.shardmaster(), reporter.clone(), dialer.clone());

@@ -71,9 +71,8 @@ async fn a_rolling_restart_fails_no_request() {
         Role::Node | Role::DataNode => metrics(usize::from(member.name.as_bytes()[1] - b'1')),
         Role::Gateway => Start::default(),
     };
-    let mut cluster = Cluster::start_as(System::Cloudpaxos, Layout::Gateways, parent.path(), start)
-        .await
-        .expect("a cluster");
+    let mut cluster =
+        Cluster::start_as(System::Cloudpaxos, Layout::Gateways, parent.path(), start).await.expect("a cluster");
     for port in &ports {
         wait_ready(*port).await;
     }

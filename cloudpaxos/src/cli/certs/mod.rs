@@ -105,9 +105,7 @@ pub struct NodeOptions {
 pub(super) fn run(command: CertsCommand) -> Result<(), Failure> {
     match command {
         CertsCommand::Init(options) => report(&init(&options.dir)?, options.output.output),
-        CertsCommand::Node(options) => {
-            report(&node(&options.issue.of(), &options.hosts)?, options.issue.output.output)
-        }
+        CertsCommand::Node(options) => report(&node(&options.issue.of(), &options.hosts)?, options.issue.output.output),
         CertsCommand::Client(options) => report(&client(&options.of())?, options.output.output),
         CertsCommand::Bootstrap(options) => bootstrap::run(&options),
     }
