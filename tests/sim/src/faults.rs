@@ -44,7 +44,7 @@ impl World {
             Fault::OneWayCut => self.one_way_cut(node, short),
             Fault::Pause => self.pause(node, short),
             // Now and then it is told before, as by an operator's SIGTERM.
-            Fault::ProcessCrash if short % 4 == 0 => self.retire(node, short),
+            Fault::ProcessCrash if short.is_multiple_of(4) => self.retire(node, short),
             Fault::ProcessCrash => self.kill_process(node, short),
             Fault::PowerCut => match self.sites.get_mut(&node).filter(|site| site.process.is_some()) {
                 // The worst moment is the middle of a group commit.
