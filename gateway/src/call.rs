@@ -3,7 +3,7 @@
 use paxos::{NodeId, Time};
 use shardkv::map::ShardMap;
 use shardkv::ops::{Op, OpResult};
-use shardkv::request::{OpError, Reply, Request};
+use shardkv::request::{OpError, Reply, Request, TraceContext};
 use shardkv::types::Revision;
 use std::sync::Arc;
 
@@ -114,6 +114,8 @@ pub enum Input {
         call: Call,
         /// Until when; an answer comes no later.
         deadline: Time,
+        /// If it is followed.
+        trace: Option<TraceContext>,
     },
     /// The client went away; no answer is wanted any more.
     Cancel {

@@ -7,7 +7,7 @@ use crate::routing::{GroupShare, Router};
 use crate::session::Sessions;
 use paxos::{GroupId, NodeId, Time};
 use shardkv::map::SHARDMASTER_GROUP;
-use shardkv::request::{Request, RequestBody};
+use shardkv::request::{Request, RequestBody, TraceContext};
 use shardkv::types::Revision;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -87,6 +87,7 @@ pub(crate) struct Ask {
     pub(crate) part: usize,
     pub(crate) route: Route,
     pub(crate) patience_micros: u64,
+    pub(crate) trace: Option<TraceContext>,
 }
 
 /// A question to the shardmaster that many calls wait for together. A caller is served only by an
@@ -202,7 +203,8 @@ impl Core {
         self.retries += u64::from(part.attempts > 0);
         part.attempts += 1;
         let body = body(self, &part.share);
-        out.send.push((node, Request { id, group, known: self.known, patience_micros: ask.patience_micros, body }));
+        let Ask { patience_micros, trace, .. } = ask;
+        out.send.push((node, Request { id, group, known: self.known, patience_micros, trace, body }));
         true
     }
 
@@ -278,7 +280,7 @@ impl Core {
         let mut part = std::mem::replace(&mut shared.part, idle);
         let before = part.wake;
         let patience_micros = self.config.attempt_timeout_micros;
-        let ask = Ask { owner, part: 0, route: Route::Leader, patience_micros };
+        let ask = Ask { owner, part: 0, route: Route::Leader, patience_micros, trace: None };
         self.send(ask, &mut part, now, out, |_, _| match owner {
             Owner::Map => RequestBody::Map { have_version },
             Owner::Sequencer | Owner::Call(_) => RequestBody::CurrentRevision,

@@ -9,7 +9,7 @@ use crate::call::{Answer, Call, CallError, GatewayConfig, Input, Outputs, Status
 use crate::machine::Gateway;
 use paxos::{NodeId, Time};
 use shardkv::map::ShardMap;
-use shardkv::request::{Reply, Request};
+use shardkv::request::{Reply, Request, TraceContext};
 use shardkv::types::Revision;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -80,8 +80,18 @@ impl Handle {
     /// Performs a call; it is answered within `budget`. Dropping the future cancels the call (what
     /// it asked for may still be carried out).
     pub async fn call(&self, call: Call, budget: Duration) -> Result<Answer, CallError> {
+        self.call_traced(call, budget, None).await
+    }
+
+    /// The same, followed under a span if there is one.
+    pub async fn call_traced(
+        &self,
+        call: Call,
+        budget: Duration,
+        trace: Option<TraceContext>,
+    ) -> Result<Answer, CallError> {
         let (answer, receiver) = oneshot::channel();
-        let (token, early) = self.inner.begin(call, budget, answer);
+        let (token, early) = self.inner.begin(call, budget, trace, answer);
         if let Some(result) = early {
             return result;
         }
@@ -155,6 +165,7 @@ impl Inner {
         &self,
         call: Call,
         budget: Duration,
+        trace: Option<TraceContext>,
         answer: oneshot::Sender<Result<Answer, CallError>>,
     ) -> (u64, Option<Result<Answer, CallError>>) {
         let time = self.time();
@@ -163,7 +174,7 @@ impl Inner {
         let token = state.next_token;
         state.next_token += 1;
         let mut out = Outputs::default();
-        state.gateway.step_into(time, Input::Call { token, call, deadline }, &mut out);
+        state.gateway.step_into(time, Input::Call { token, call, deadline, trace }, &mut out);
         if let Some(index) = out.answers.iter().position(|(answered, _)| *answered == token) {
             let (_, result) = out.answers.swap_remove(index);
             self.perform(state, out);

@@ -6,7 +6,7 @@ use crate::merge::op_bytes;
 use crate::pending::{Cx, Next, Pending};
 use paxos::{NodeId, Time};
 use shardkv::map::{SHARDMASTER_GROUP, ShardMap};
-use shardkv::request::{Reply, ReplyBody};
+use shardkv::request::{Reply, ReplyBody, TraceContext};
 use shardkv::types::Revision;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -35,7 +35,7 @@ impl Gateway {
     /// Like [`Gateway::step`], adding to what earlier inputs of the same batch wanted done.
     pub fn step_into(&mut self, now: Time, input: Input, out: &mut Outputs) {
         match input {
-            Input::Call { token, call, deadline } => self.on_call(now, token, call, deadline, out),
+            Input::Call { token, call, deadline, trace } => self.on_call(now, token, call, deadline, trace, out),
             Input::Cancel { token } => {
                 if let Some(pending) = self.calls.remove(&token) {
                     pending.release(token, &mut self.core);
@@ -75,7 +75,15 @@ impl Gateway {
         self.core.known
     }
 
-    fn on_call(&mut self, now: Time, token: u64, call: Call, deadline: Time, out: &mut Outputs) {
+    fn on_call(
+        &mut self,
+        now: Time,
+        token: u64,
+        call: Call,
+        deadline: Time,
+        trace: Option<TraceContext>,
+        out: &mut Outputs,
+    ) {
         assert!(!self.calls.contains_key(&token), "token {token} is in use by a call in flight");
         if call == Call::Status {
             let body = AnswerBody::Status(self.status());
@@ -98,7 +106,7 @@ impl Gateway {
         }
         self.core.refresh(now, out);
         self.core.bytes += bytes;
-        self.calls.insert(token, Pending::new(call, deadline, bytes));
+        self.calls.insert(token, Pending::new(call, deadline, bytes, trace));
         self.with_call(now, token, out, Pending::start);
     }
 

@@ -20,7 +20,7 @@ use crate::routing::GroupShare;
 use crate::session::Tag;
 use paxos::Time;
 use shardkv::ops::{Op, RangeResult};
-use shardkv::request::OpError;
+use shardkv::request::{OpError, TraceContext};
 use shardkv::types::Revision;
 
 /// How often a command may open a new session because a shard has evicted the last one.
@@ -56,6 +56,8 @@ pub(crate) struct Cx<'a> {
 #[derive(Debug)]
 pub(crate) struct Pending {
     call: Call,
+    /// If it is followed.
+    trace: Option<TraceContext>,
     deadline: Time,
     /// Counted in [`Core::bytes`].
     pub(crate) bytes: usize,
@@ -85,9 +87,10 @@ pub(crate) struct Pending {
 }
 
 impl Pending {
-    pub(crate) fn new(call: Call, deadline: Time, bytes: usize) -> Pending {
+    pub(crate) fn new(call: Call, deadline: Time, bytes: usize, trace: Option<TraceContext>) -> Pending {
         Pending {
             call,
+            trace,
             deadline,
             bytes,
             stage: Stage::Asking,
@@ -244,7 +247,8 @@ impl Pending {
             return self.unavailable();
         }
         let patience_micros = self.deadline.since(cx.now);
-        let ask = Ask { owner: Owner::Call(cx.token), part: index, route: self.route(), patience_micros };
+        let ask =
+            Ask { owner: Owner::Call(cx.token), part: index, route: self.route(), patience_micros, trace: self.trace };
         let question = Question {
             call: &self.call,
             tag: self.tag,

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use paxos::{GroupId, Slot, Wire};
 use serde::{Deserialize, Serialize};
 use shardkv::map::{NodeInfo, ShardMap};
+use shardkv::request::TraceContext;
 use shardkv::types::Revision;
 
 /// A call to the sequencer, named by the asking group's term as leader.
@@ -76,5 +77,14 @@ pub enum NodeMessage {
         group: GroupId,
         /// The transfer.
         transfer: u64,
+    },
+    /// The entry in this slot, proposed just before, holds writes that are followed.
+    Follow {
+        /// The group.
+        group: GroupId,
+        /// The slot.
+        slot: Slot,
+        /// Whose writes.
+        contexts: Vec<TraceContext>,
     },
 }

@@ -22,6 +22,15 @@ pub struct SessionTag {
     pub low_water: u64,
 }
 
+/// A request that is followed on its way: its trace, and the span below which its stages belong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceContext {
+    /// The trace's id.
+    pub trace: u128,
+    /// The asking span's id.
+    pub span: u64,
+}
+
 /// A question to the leader of a group (or, for serializable reads, to any replica).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
@@ -33,6 +42,8 @@ pub struct Request {
     pub known: Revision,
     /// How long the asker will wait from now, in microseconds; after that the leader may drop it.
     pub patience_micros: u64,
+    /// Few requests are followed; `None` for the others.
+    pub trace: Option<TraceContext>,
     /// What is asked.
     pub body: RequestBody,
 }

@@ -10,6 +10,7 @@ mod txn;
 
 use crate::config::{DevConfig, DevOptions, StartConfig, StartOptions, unknown_variables};
 use crate::failure::Failure;
+use crate::observe::Traces;
 use crate::{logging, run};
 use clap::{ArgMatches, Args, CommandFactory, Parser, Subcommand};
 use client::Client;
@@ -165,16 +166,17 @@ pub fn dispatch(cli: Cli, matches: &ArgMatches) -> Result<(), Failure> {
         Command::Dev(_) => {
             let (command, matches) = typed("dev", matches)?;
             let config = DevConfig::resolve(&command, matches)?;
-            logging::install(&config.log);
+            logging::install(&config.log, None);
             warn_of_unknown_variables(&command);
             run::dev(config)
         }
         Command::Start(_) => {
             let (command, matches) = typed("start", matches)?;
             let config = StartConfig::resolve(&command, matches)?;
-            logging::install(&config.log);
+            let traces = Traces::start(&config.traces, config.name.as_str())?;
+            logging::install(&config.log, traces.as_ref().map(Traces::tracer));
             warn_of_unknown_variables(&command);
-            run::start(config)
+            run::start(config, traces.as_ref())
         }
         Command::Kv(command) => block_on(kv::run(command)),
         Command::Status(options) => block_on(cluster::status(options)),

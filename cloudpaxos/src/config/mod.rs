@@ -29,7 +29,7 @@ pub use error::ConfigError;
 pub use layers::{Origin, unknown_variables};
 pub use limits::Limits;
 pub use options::{DevOptions, StartOptions};
-pub use start::{LogConfig, LogFormat, ReadMode, Security, StartConfig, Timing};
+pub use start::{LogConfig, LogFormat, ReadMode, Security, StartConfig, Timing, TraceConfig};
 
 #[cfg(test)]
 mod tests;

@@ -62,6 +62,14 @@ pub struct StartOptions {
     /// Where to serve /metrics, /livez and /readyz alone; the client port has them, too [default: nowhere].
     #[arg(long, value_name = "HOST:PORT", env = "CLOUDPAXOS_LISTEN_METRICS", hide_env_values = true)]
     pub listen_metrics: Option<String>,
+    /// Tell an OTLP collector (gRPC) of some requests: how long each stage took, on every node
+    /// [default: none].
+    #[arg(long, value_name = "URL", env = "CLOUDPAXOS_OTLP_ENDPOINT", hide_env_values = true)]
+    pub otlp_endpoint: Option<String>,
+    /// Which part of the requests, from 0 to 1; a caller that sends `traceparent` decides for itself
+    /// [default: 0.01].
+    #[arg(long, value_name = "RATIO", env = "CLOUDPAXOS_TRACE_SAMPLE_RATIO", hide_env_values = true)]
+    pub trace_sample_ratio: Option<String>,
     /// Encryption and access.
     #[command(flatten)]
     pub security: SecurityOptions,

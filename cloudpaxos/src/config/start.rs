@@ -20,7 +20,7 @@ const DEFAULT_SHARDS: u32 = 8;
 const BOUNDARIES_MAX: usize = 4096;
 
 /// A configuration of one node that stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct StartConfig {
     /// The node's name.
     pub name: NodeName,
@@ -52,6 +52,8 @@ pub struct StartConfig {
     pub limits: Limits,
     /// Logs.
     pub log: LogConfig,
+    /// Traces.
+    pub traces: TraceConfig,
 }
 
 /// Encryption and access, as paths; nothing is read yet.
@@ -116,6 +118,28 @@ impl Default for Timing {
     }
 }
 
+/// Which requests are followed, and who is told.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TraceConfig {
+    /// An OTLP collector; without one nothing is followed.
+    pub otlp_endpoint: Option<String>,
+    /// Of the requests whose callers do not decide, this part is followed.
+    pub sample_ratio: f64,
+}
+
+impl TraceConfig {
+    fn resolve(layers: &Layers) -> Result<TraceConfig, ConfigError> {
+        let endpoint = layers.find("otlp-endpoint").map(|setting| match setting.text()? {
+            text if text.starts_with("http://") || text.starts_with("https://") => Ok(text.to_owned()),
+            text => Err(setting.bad(format!("`{text}` is no URL; write for instance http://127.0.0.1:4317"))),
+        });
+        let ratio = layers.get("trace-sample-ratio", "0.01");
+        let sample_ratio = ratio.text()?.parse().ok().filter(|ratio| (0.0..=1.0).contains(ratio));
+        let problem = || ratio.bad("write a number between 0 (none) and 1 (all requests)");
+        Ok(TraceConfig { otlp_endpoint: endpoint.transpose()?, sample_ratio: sample_ratio.ok_or_else(problem)? })
+    }
+}
+
 /// What to log, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogConfig {
@@ -174,6 +198,7 @@ impl StartConfig {
             timing: timing(layers)?,
             limits: Limits::resolve(layers)?,
             log: log(layers)?,
+            traces: TraceConfig::resolve(layers)?,
             name,
             listen_client,
             advertise_client,

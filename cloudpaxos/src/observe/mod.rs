@@ -1,4 +1,5 @@
-//! What a process shows of itself: figures for Prometheus, and whether it is alive and ready.
+//! What a process shows of itself: figures for Prometheus, whether it is alive and ready, and traces of
+//! some requests.
 //!
 //! The parts count plain numbers where things happen; here, and only here, they get names, units and
 //! labels. Names follow Prometheus' conventions: base units, `_total` for what only rises. Labels have few
@@ -9,8 +10,10 @@ mod node;
 mod page;
 mod pages;
 mod process;
+mod trace;
 
 pub use pages::{Health, pages};
+pub use trace::{FollowLayer, TARGET, Traces};
 
 use crate::net::{AccessLayer, Credentials, PortFigures};
 use ::gateway::driver::Handle;

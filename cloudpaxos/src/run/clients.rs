@@ -77,7 +77,8 @@ pub(super) fn serve(
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> impl Future<Output = Result<(), tonic::transport::Error>> + Send + 'static {
     let limits = limits(site);
-    let layers = Stack::new(site.secured.access.clone(), requests);
+    // From the inside: what is refused is counted, and not followed.
+    let layers = Stack::new(site.follow, Stack::new(site.secured.access.clone(), requests));
     async move { etcd::serve(listener.connections(), services, layers, &limits, stop).await }
 }
 

@@ -7,11 +7,11 @@ use crate::config::{Genesis, Limits, ReadMode, Role, Roles, Timing};
 use crate::failure::Failure;
 use crate::identity::{self, Identity};
 use crate::net::{AccessLayer, Listener};
-use crate::observe::{Health, Observed, ObservedPort, pages};
+use crate::observe::{FollowLayer, Health, Observed, ObservedPort, pages};
 use gateway::admin::ReportService;
 use gateway::etcd::RpcMetrics;
 use node::core::{CoreConfig, Limits as CoreLimits, ReadMode as CoreReadMode};
-use node::runtime::{self, Node, NodeConfig, NodeHandle, PeerAddress, Stop};
+use node::runtime::{self, Node, NodeConfig, NodeHandle, PeerAddress, SpanSink, Stop};
 use paxos::heartbeat::Timing as CoreTiming;
 use paxos::{GroupId, NodeId};
 use shardkv::RocksOptions;
@@ -44,6 +44,10 @@ pub(super) struct Site {
     pub(super) secured: Secured,
     /// Whether it hands over what it leads before it stops: not where all nodes stop together.
     pub(super) hands_over: bool,
+    /// Chooses the requests to be followed, and hears of their stages.
+    pub(super) follow: FollowLayer,
+    /// See above.
+    pub(super) spans: SpanSink,
 }
 
 /// Where it listens.
@@ -222,9 +226,10 @@ async fn run_here(site: Site, ports: Ports, mut stopped: watch::Receiver<bool>) 
             async move { serving.await.map_err(|error| Failure::Run(format!("the metrics port failed: {error}"))) },
         );
     }
+    let spans = site.spans.clone();
     let ended = async {
         match node {
-            Some(node) => node.run(dialer).await,
+            Some(node) => node.run(dialer, spans).await,
             None => std::future::pending().await,
         }
     };

@@ -12,13 +12,15 @@ mod security;
 use crate::config::{DevConfig, Limits, ReadMode, Roles, StartConfig, Timing};
 use crate::failure::Failure;
 use crate::identity::{self, Claim};
-use crate::logging;
+use crate::observe::{FollowLayer, Traces};
 use host::{Ports, Site};
+use node::runtime::SpanSink;
 use paxos::NodeId;
 use security::Secured;
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc;
 use tokio::sync::watch;
 
@@ -35,6 +37,11 @@ fn bind(address: &str, option: &str) -> Result<TcpListener, Failure> {
     Ok(listener)
 }
 
+/// Where stages of requests go that nobody wants to hear of.
+fn unwatched() -> SpanSink {
+    Arc::new(|_| {})
+}
+
 /// A panic on any thread ends the process: a node that has lost its apply thread would keep its leases,
 /// and others would wait for it.
 fn abort_on_panic() {
@@ -46,8 +53,7 @@ fn abort_on_panic() {
 }
 
 /// Runs one node of a cluster until it is told to stop.
-pub fn start(config: StartConfig) -> Result<(), Failure> {
-    logging::install(&config.log);
+pub fn start(config: StartConfig, traces: Option<&Traces>) -> Result<(), Failure> {
     abort_on_panic();
     let client =
         config.listen_client.as_ref().map(|address| bind(&address.to_string(), "--listen-client")).transpose()?;
@@ -83,6 +89,8 @@ pub fn start(config: StartConfig) -> Result<(), Failure> {
         limits: config.limits,
         secured,
         hands_over: true,
+        follow: traces.map(Traces::layer).unwrap_or_default(),
+        spans: traces.map_or_else(unwatched, Traces::sink),
     };
     let (_stop, stopped) = stop_on_signals()?;
     host::run(site, Ports { client, peer, metrics }, stopped)
@@ -90,7 +98,6 @@ pub fn start(config: StartConfig) -> Result<(), Failure> {
 
 /// Runs an embedded cluster of three nodes in this process until it is told to stop.
 pub fn dev(config: DevConfig) -> Result<(), Failure> {
-    logging::install(&config.log);
     abort_on_panic();
     let client = bind(&config.listen.to_string(), "--listen")?;
     let client_port = client.local_addr().map_err(failed("read the client port"))?;
@@ -129,6 +136,8 @@ pub fn dev(config: DevConfig) -> Result<(), Failure> {
             limits: Limits::default(),
             secured: Secured::open(),
             hands_over: false,
+            follow: FollowLayer::default(),
+            spans: unwatched(),
         };
         let ports = Ports { client: client.take(), peer: peers.remove(&member.id), metrics: None };
         let (stopped, ended) = (stopped.clone(), ended.clone());

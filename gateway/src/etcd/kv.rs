@@ -1,7 +1,7 @@
 //! The KV service.
 
 use super::errors::{LEASE_NOT_FOUND, REQUEST_TOO_LARGE};
-use super::{Context, check, translate};
+use super::{Context, Terms, check, translate};
 use crate::call::{Answer, AnswerBody, Call};
 use futures_util::stream::{self, BoxStream};
 use prost::Message;
@@ -9,7 +9,6 @@ use proto::etcdserverpb as pb;
 use proto::etcdserverpb::kv_server;
 use shardkv::ops::{Op, OpResult, Sort};
 use shardkv::types::Revision;
-use std::time::Duration;
 use tonic::{Request, Response, Status};
 
 /// Bytes of one piece of a streamed range, more or less.
@@ -19,8 +18,8 @@ pub(super) struct Kv(pub(super) Context);
 
 impl Kv {
     /// Performs an operation; the result is of the operation's kind.
-    async fn op(&self, op: Op, serializable: bool, budget: Duration) -> Result<(Revision, OpResult), Status> {
-        match self.0.handle.call(Call::Op { op, serializable }, budget).await? {
+    async fn op(&self, op: Op, serializable: bool, terms: Terms) -> Result<(Revision, OpResult), Status> {
+        match self.0.handle.call_traced(Call::Op { op, serializable }, terms.budget, terms.trace).await? {
             Answer { revision, body: AnswerBody::Op(result) } => Ok((revision, result)),
             Answer { body, .. } => Err(mismatch(&body)),
         }
@@ -35,10 +34,10 @@ impl Kv {
         if translate::names_lease(op) { Err(LEASE_NOT_FOUND.into()) } else { Ok(()) }
     }
 
-    async fn read_range(&self, request: pb::RangeRequest, budget: Duration) -> Result<pb::RangeResponse, Status> {
+    async fn read_range(&self, request: pb::RangeRequest, terms: Terms) -> Result<pb::RangeResponse, Status> {
         check::range(&request)?;
         let serializable = request.serializable;
-        match self.op(Op::Range(translate::range(request)), serializable, budget).await? {
+        match self.op(Op::Range(translate::range(request)), serializable, terms).await? {
             (revision, OpResult::Range(result)) => Ok(translate::range_response(self.0.header(revision), result)),
             (_, result) => Err(mismatch(&result)),
         }
@@ -54,8 +53,8 @@ fn mismatch(answer: &dyn std::fmt::Debug) -> Status {
 #[tonic::async_trait]
 impl kv_server::Kv for Kv {
     async fn range(&self, request: Request<pb::RangeRequest>) -> Result<Response<pb::RangeResponse>, Status> {
-        let budget = self.0.budget(request.metadata());
-        self.read_range(request.into_inner(), budget).await.map(Response::new)
+        let terms = self.0.terms(&request);
+        self.read_range(request.into_inner(), terms).await.map(Response::new)
     }
 
     type RangeStreamStream = BoxStream<'static, Result<pb::RangeStreamResponse, Status>>;
@@ -64,7 +63,7 @@ impl kv_server::Kv for Kv {
         &self,
         request: Request<pb::RangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
-        let budget = self.0.budget(request.metadata());
+        let terms = self.0.terms(&request);
         let request = request.into_inner();
         check::range(&request)?;
         let range = translate::range(request.clone());
@@ -75,18 +74,18 @@ impl kv_server::Kv for Kv {
                 "etcdserver: RangeStream takes neither sort options nor revision filters",
             ));
         }
-        let pieces = pieces(self.read_range(request, budget).await?);
+        let pieces = pieces(self.read_range(request, terms).await?);
         Ok(Response::new(Box::pin(stream::iter(pieces.into_iter().map(Ok)))))
     }
 
     async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
-        let budget = self.0.budget(request.metadata());
+        let terms = self.0.terms(&request);
         let request = request.into_inner();
         check::put(&request)?;
         let bytes = request.encoded_len();
         let op = Op::Put(translate::put(request));
         self.check_write(bytes, &op)?;
-        match self.op(op, false, budget).await? {
+        match self.op(op, false, terms).await? {
             (revision, OpResult::Put { prev_kv }) => {
                 Ok(Response::new(translate::put_response(self.0.header(revision), prev_kv)))
             }
@@ -98,13 +97,13 @@ impl kv_server::Kv for Kv {
         &self,
         request: Request<pb::DeleteRangeRequest>,
     ) -> Result<Response<pb::DeleteRangeResponse>, Status> {
-        let budget = self.0.budget(request.metadata());
+        let terms = self.0.terms(&request);
         let request = request.into_inner();
         check::delete(&request)?;
         let bytes = request.encoded_len();
         let op = Op::Delete(translate::delete(request));
         self.check_write(bytes, &op)?;
-        match self.op(op, false, budget).await? {
+        match self.op(op, false, terms).await? {
             (revision, OpResult::Delete { deleted, prev_kvs }) => {
                 Ok(Response::new(translate::delete_response(self.0.header(revision), deleted, prev_kvs)))
             }
@@ -113,7 +112,7 @@ impl kv_server::Kv for Kv {
     }
 
     async fn txn(&self, request: Request<pb::TxnRequest>) -> Result<Response<pb::TxnResponse>, Status> {
-        let budget = self.0.budget(request.metadata());
+        let terms = self.0.terms(&request);
         let request = request.into_inner();
         check::txn(&request, self.0.info.limits.txn_ops_max)?;
         let (bytes, serializable) = (request.encoded_len(), translate::is_serializable(&request));
@@ -121,7 +120,7 @@ impl kv_server::Kv for Kv {
         if !op.is_read_only() {
             self.check_write(bytes, &op)?;
         }
-        match self.op(op, serializable, budget).await? {
+        match self.op(op, serializable, terms).await? {
             (revision, OpResult::Txn { succeeded, results }) => {
                 Ok(Response::new(translate::txn_response(self.0.header(revision), succeeded, results)))
             }
@@ -133,11 +132,11 @@ impl kv_server::Kv for Kv {
         &self,
         request: Request<pb::CompactionRequest>,
     ) -> Result<Response<pb::CompactionResponse>, Status> {
-        let budget = self.0.budget(request.metadata());
+        let terms = self.0.terms(&request);
         let pb::CompactionRequest { revision, physical } = request.into_inner();
         // 0 is below every compaction that ever was, and is answered as such.
         let revision = Revision(u64::try_from(revision).unwrap_or(0));
-        let answer = self.0.handle.call(Call::Compact { revision, physical }, budget).await?;
+        let answer = self.0.handle.call_traced(Call::Compact { revision, physical }, terms.budget, terms.trace).await?;
         Ok(Response::new(pb::CompactionResponse { header: Some(self.0.header(answer.revision)) }))
     }
 }

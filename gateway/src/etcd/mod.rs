@@ -19,11 +19,13 @@ use crate::driver::Handle;
 use futures_util::Stream;
 use proto::dial::ByteStream;
 use proto::etcdserverpb as pb;
+use shardkv::request::TraceContext;
 use shardkv::types::Revision;
 use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
+use tonic::Request;
 use tonic::body::Body;
 use tonic::metadata::MetadataMap;
 use tonic::service::Routes;
@@ -110,6 +112,15 @@ impl Default for Limits {
 /// there the client gets etcd's own error.
 const FRAME_OVERHEAD_BYTES: usize = 512 << 10;
 
+/// What a request comes with beside its content.
+#[derive(Clone, Copy)]
+struct Terms {
+    /// How long it may take.
+    budget: Duration,
+    /// If it is followed: whoever serves the port put it into the request's extensions.
+    trace: Option<TraceContext>,
+}
+
 /// What every service holds.
 #[derive(Clone)]
 struct Context {
@@ -135,6 +146,12 @@ impl Context {
     /// The header of an answer that touches no key.
     fn header_now(&self) -> pb::ResponseHeader {
         self.header(self.handle.known())
+    }
+
+    /// How a request is to be carried out.
+    fn terms<T>(&self, request: &Request<T>) -> Terms {
+        let trace = request.extensions().get::<TraceContext>().copied();
+        Terms { budget: self.budget(request.metadata()), trace }
     }
 
     /// How long a request may take.

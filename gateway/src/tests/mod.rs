@@ -110,7 +110,7 @@ impl World {
 
     pub(super) fn call(&mut self, token: u64, call: Call) {
         let deadline = self.now.plus(5 * SECOND);
-        self.step(Input::Call { token, call, deadline });
+        self.step(Input::Call { token, call, deadline, trace: None });
     }
 
     pub(super) fn op(&mut self, token: u64, op: Op) {

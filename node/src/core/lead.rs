@@ -3,6 +3,7 @@
 
 use super::Limits;
 use super::reads::WaitingRead;
+use super::traces::{Traced, Waiting};
 use paxos::{Ballot, Slot, Time};
 use shardkv::command::Command;
 use shardkv::ops::{Access, Op};
@@ -30,6 +31,8 @@ pub(super) struct Pending {
     pub(super) bytes: usize,
     /// Its place in the order of arrival.
     pub(super) index: u64,
+    /// If it is followed.
+    pub(super) trace: Option<Waiting>,
 }
 
 #[derive(Debug)]
@@ -45,6 +48,8 @@ pub(super) struct Proposed {
     pub(super) slot: Slot,
     pub(super) since: Time,
     pub(super) waiters: Vec<(Waiter, u64)>,
+    /// Those of its writes that are followed.
+    pub(super) traces: Vec<Traced>,
 }
 
 /// A leader's term.
@@ -122,6 +127,11 @@ impl Lead {
 
     /// Puts a command in line and notes which keys it may write.
     pub(super) fn enqueue(&mut self, waiter: Waiter, command: Command, bytes: usize) {
+        self.enqueue_traced(waiter, command, bytes, None);
+    }
+
+    /// The same, for a command that is perhaps followed.
+    pub(super) fn enqueue_traced(&mut self, waiter: Waiter, command: Command, bytes: usize, trace: Option<Waiting>) {
         self.arrived += 1;
         let index = self.arrived;
         if let Command::Write { op, .. } = &command {
@@ -133,7 +143,7 @@ impl Lead {
             });
         }
         self.inbox_bytes += bytes;
-        self.inbox.push_back(Pending { waiter, command, bytes, index });
+        self.inbox.push_back(Pending { waiter, command, bytes, index, trace });
     }
 
     /// The last write that arrived so far and may touch what `op` reads.

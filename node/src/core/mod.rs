@@ -15,12 +15,14 @@ mod scans;
 mod sequencing;
 mod stamping;
 mod status;
+mod traces;
 mod transfer;
 mod types;
 mod upkeep;
 
 pub use scans::ScanJob;
 pub use status::{CoreStatus, GroupStatus};
+pub use traces::{Span, Stage};
 pub use transfer::{PIECE_BYTES as TRANSFER_PIECE_BYTES, SnapshotEvent, SnapshotJob};
 pub use types::{Applied, ApplyJob, CoreConfig, EntryOutcome, Hosted, Input, Limits, Machine, Outputs, ReadMode};
 
@@ -80,6 +82,7 @@ pub struct Core<S: Store> {
     /// Groups led here whose peers have not heard what is decided, and when they shall be told.
     untold: BTreeMap<GroupId, Time>,
     transfers: Transfers,
+    followed: traces::FollowedEntries,
     scans: BTreeMap<u64, scans::Scan>,
     next_scan: u64,
     reclaim: reclaim::Reclaim,
@@ -107,6 +110,7 @@ impl<S: Store> Core<S> {
             retiring: false,
             untold: BTreeMap::new(),
             transfers: Transfers::default(),
+            followed: traces::FollowedEntries::default(),
             scans: BTreeMap::new(),
             next_scan: 0,
             reclaim: reclaim::Reclaim::default(),
@@ -255,6 +259,7 @@ impl<S: Store> Core<S> {
                     self.out.send.push((from, NodeMessage::MapReply(map)));
                 }
             }
+            NodeMessage::Follow { group, slot, contexts } => self.follow_entry(now, group, slot, contexts),
             NodeMessage::Register(info) => self.register(now, *info),
             NodeMessage::MapReply(map) => self.learn_map(Arc::new(*map)),
             NodeMessage::SnapshotPiece { .. }
@@ -297,10 +302,14 @@ impl<S: Store> Core<S> {
                 group.gated.push_back((group.last_ticket, envelope));
             }
         }
+        let decided = out.decided.last().map(|(slot, _)| *slot);
         if !out.decided.is_empty() {
             group.applying_bytes += out.decided.iter().map(|(_, entry)| entry.len()).sum::<usize>();
             let next = out.decided.first().is_some_and(|(first, _)| *first == group.applied.next());
             self.out.apply.push(ApplyJob { group: id, next, entries: out.decided, urgent: group.lead.is_some() });
+        }
+        if let Some(slot) = decided {
+            self.traces_decided(now, id, slot);
         }
         for peer in out.snapshot_wanted {
             self.start_transfer(now, id, peer);
@@ -335,10 +344,12 @@ impl<S: Store> Core<S> {
                 }
                 self.out.send.extend(group.gated.pop_front().map(|(_, envelope)| to_wire(envelope)));
             }
+            self.traces_logged(now, id, ticket);
             if let Some(record) = record {
                 self.step(now, id, paxos::Input::Durable(record));
             }
         }
+        self.traces_durable(now, ticket);
         self.release_segments(ticket);
     }
 

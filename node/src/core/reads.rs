@@ -42,7 +42,7 @@ impl<S: Store> Core<S> {
         self.known = self.known.max(request.known);
         let waiter = Waiter::Gateway(token, request.id);
         match &request.body {
-            RequestBody::Write { .. } => self.write(token, request),
+            RequestBody::Write { .. } => self.write(now, token, request),
             RequestBody::Read { mode: Freshness::Serializable, .. } => self.serializable(now, token, request),
             RequestBody::Read { .. } | RequestBody::Compact { .. } => self.wait_for_writes(now, token, request),
             RequestBody::CurrentRevision => self.current_asked(now, token, request.id),
@@ -169,6 +169,7 @@ impl<S: Store> Core<S> {
     pub(super) fn release(&mut self, now: Time, id: GroupId, read: WaitingRead, body: ReplyBody) {
         match self.config.read_mode {
             ReadMode::Lease if self.has_lease(now, id) => {
+                self.trace_read(now, id, &read);
                 self.answer(Waiter::Gateway(read.token, read.request.id), body)
             }
             ReadMode::Lease => {
@@ -177,6 +178,7 @@ impl<S: Store> Core<S> {
                 }
             }
             ReadMode::Quorum => {
+                self.trace_read(now, id, &read);
                 let reply = Reply { id: read.request.id, known: self.known, body };
                 self.confirm_then(now, id, read.token, reply);
             }

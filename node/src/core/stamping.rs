@@ -7,6 +7,7 @@
 //! - a batch whose revisions arrive too late or out of order is asked for anew.
 
 use super::lead::{Asked, Lead, Pending, Proposed, Waiter};
+use super::traces::{Traced, Waiting};
 use super::{Core, EntryOutcome, Machine};
 use crate::wire::{AskId, NodeMessage};
 use paxos::{GroupId, Slot, Time};
@@ -24,7 +25,9 @@ const ASKS_MAX: usize = 4;
 /// An unanswered request to the sequencer is given up and made anew after this.
 const ASK_TIMEOUT_MICROS: u64 = 300_000;
 
-fn stamp_commands(batch: Vec<Pending>, first: Revision) -> (Batch, Vec<(Waiter, u64)>) {
+/// The entry, who waits for its commands, and which of them are followed.
+fn stamp_commands(batch: Vec<Pending>, first: Revision, asked: Time) -> (Batch, Vec<(Waiter, u64)>, Vec<Traced>) {
+    let traces = batch.iter().filter_map(|pending| Some(Traced::new(pending.trace?, asked))).collect();
     let mut commands = Vec::with_capacity(batch.len());
     let mut waiters = Vec::with_capacity(batch.len());
     for (offset, pending) in batch.into_iter().enumerate() {
@@ -39,7 +42,7 @@ fn stamp_commands(batch: Vec<Pending>, first: Revision) -> (Batch, Vec<(Waiter, 
         commands.push(command);
         waiters.push((pending.waiter, pending.index));
     }
-    (Batch { commands }, waiters)
+    (Batch { commands }, waiters, traces)
 }
 
 impl<S: Store> Core<S> {
@@ -91,8 +94,9 @@ impl<S: Store> Core<S> {
     }
 
     /// A request to log a write.
-    pub(super) fn write(&mut self, token: u64, request: shardkv::request::Request) {
+    pub(super) fn write(&mut self, now: Time, token: u64, request: shardkv::request::Request) {
         let waiter = Waiter::Gateway(token, request.id);
+        let trace = request.trace.map(|context| Waiting { context, arrived: now });
         let RequestBody::Write { shard, epoch, also, session, op } = request.body else { return };
         let bytes = approximate_bytes(&op);
         let command = Command::Write { revision: Revision(0), shard, epoch, also, session, op };
@@ -109,7 +113,7 @@ impl<S: Store> Core<S> {
             return;
         }
         if let Some(lead) = self.groups.get_mut(&request.group).and_then(|group| group.lead.as_mut()) {
-            lead.enqueue(waiter, command, bytes);
+            lead.enqueue_traced(waiter, command, bytes, trace);
             self.busy.insert(request.group);
         }
     }
@@ -150,7 +154,7 @@ impl<S: Store> Core<S> {
             let batch = lead.take_batch(&self.config.limits);
             if let Some(first) = in_order.then(|| self.take_here(now, batch.len() as u64)).flatten() {
                 self.stamped(id, 0);
-                self.propose_batch(now, id, batch, first);
+                self.propose_batch(now, id, batch, first, now);
                 continue;
             }
             let asked = self.ask_sequencer(now, id, batch);
@@ -204,7 +208,7 @@ impl<S: Store> Core<S> {
                 break;
             }
             self.stamped(ask.group, now.since(asked.sent_at));
-            self.propose_batch(now, ask.group, asked.batch, first);
+            self.propose_batch(now, ask.group, asked.batch, first, asked.sent_at);
         }
         self.busy.insert(ask.group);
     }
@@ -215,9 +219,10 @@ impl<S: Store> Core<S> {
         }
     }
 
-    fn propose_batch(&mut self, now: Time, id: GroupId, batch: Vec<Pending>, first: Revision) {
+    fn propose_batch(&mut self, now: Time, id: GroupId, batch: Vec<Pending>, first: Revision, asked: Time) {
         let last = Revision(first.0 + batch.len() as u64 - 1);
-        let (batch, waiters) = stamp_commands(batch, first);
+        let (batch, waiters, traces) = stamp_commands(batch, first, asked);
+        let contexts = traces.iter().map(|trace| trace.waiting.context).collect();
         let entry = codec::encode(&batch);
         let Some(group) = self.groups.get_mut(&id) else { return };
         let slot = group.replica.next_slot();
@@ -231,13 +236,14 @@ impl<S: Store> Core<S> {
         lead.last_stamp = last;
         group.tally.batch_commands.record(waiters.len() as u64);
         group.tally.batch_bytes.record(entry.len() as u64);
-        lead.proposed.push_back(Proposed { slot, since: now, waiters });
+        lead.proposed.push_back(Proposed { slot, since: now, waiters, traces });
         self.step(now, id, paxos::Input::Propose(entry));
+        self.tell_traces(id, slot, contexts);
     }
 
     /// Entries were applied: answers those who wait, and lets reads go on.
     pub(super) fn settle(&mut self, now: Time, id: GroupId, first: Slot, outcomes: Vec<EntryOutcome>) {
-        let mut answers = Vec::new();
+        let (mut answers, mut complete) = (Vec::new(), Vec::new());
         let Some(group) = self.groups.get_mut(&id) else { return };
         let applied = group.applied;
         let revision = match &group.machine {
@@ -260,7 +266,13 @@ impl<S: Store> Core<S> {
             if let Some((_, index)) = proposed.waiters.last() {
                 lead.done = lead.done.max(*index);
             }
+            if !proposed.traces.is_empty() {
+                complete.push(Proposed { slot, since: proposed.since, waiters: Vec::new(), traces: proposed.traces });
+            }
             answers.extend(pair(proposed.waiters, outcome));
+        }
+        for proposed in complete {
+            self.traces_applied(now, id, &proposed);
         }
         for (waiter, body) in answers {
             self.answer(waiter, body);
@@ -286,7 +298,12 @@ impl<S: Store> Core<S> {
         let slot = group.replica.next_slot();
         let Some(lead) = group.lead.as_mut() else { return };
         lead.arrived += 1;
-        lead.proposed.push_back(Proposed { slot, since: now, waiters: vec![(waiter, lead.arrived)] });
+        lead.proposed.push_back(Proposed {
+            slot,
+            since: now,
+            waiters: vec![(waiter, lead.arrived)],
+            traces: Vec::new(),
+        });
         let entry = codec::encode(command);
         self.step(now, SHARDMASTER_GROUP, paxos::Input::Propose(entry));
     }

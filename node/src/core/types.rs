@@ -1,6 +1,7 @@
 //! What goes into a [`Core`](super::Core) and comes out of it.
 
 use super::scans::ScanJob;
+use super::traces::Span;
 use super::transfer::{SnapshotEvent, SnapshotJob};
 use crate::wire::NodeMessage;
 use bytes::Bytes;
@@ -205,6 +206,8 @@ pub struct Outputs {
     pub flush: Option<u64>,
     /// Log segments up to this one are no longer needed.
     pub release: Option<u64>,
+    /// Stages of requests that are followed.
+    pub spans: Vec<Span>,
 }
 
 impl Outputs {
@@ -218,6 +221,7 @@ impl Outputs {
             && self.snapshots.is_empty()
             && self.flush.is_none()
             && self.release.is_none()
+            && self.spans.is_empty()
     }
 }
 

@@ -121,7 +121,8 @@ mod tests {
 
     fn request() -> Input {
         let (known, body) = (Revision(1), RequestBody::CurrentRevision);
-        Input::Request { token: 1, request: Request { id: 1, group: GroupId(1), known, patience_micros: 1, body } }
+        let request = Request { id: 1, group: GroupId(1), known, patience_micros: 1, trace: None, body };
+        Input::Request { token: 1, request }
     }
 
     fn message() -> Input {

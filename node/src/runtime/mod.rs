@@ -34,4 +34,4 @@ pub use open::{NodeConfig, OpenError, PeerAddress, RESERVE, open};
 pub use peers::{Handshake, KnownPeers, PeerFigures};
 pub use replies::ReplySink;
 pub use service::serve;
-pub use turn_loop::{Node, NodeHandle, Stop};
+pub use turn_loop::{Node, NodeHandle, SpanSink, Stop};

@@ -10,7 +10,7 @@ use super::replies::{ReplySink, Sinks};
 use super::scan::ScanThreads;
 use super::service::{DataService, PeerPort, PeerService, overloaded};
 use super::space::SpaceGuard;
-use crate::core::{ApplyJob, Core, CoreStatus, GroupStatus, Input, Machine, Outputs};
+use crate::core::{ApplyJob, Core, CoreStatus, GroupStatus, Input, Machine, Outputs, Span};
 use paxos::{GroupId, NodeId, Time};
 use proto::dial::Dialer;
 use shardkv::request::Request;
@@ -24,6 +24,9 @@ use wal::{Append, WalEvent, WalHandle};
 
 /// Inputs from outside that may wait for a turn.
 const OUTSIDE_MAX: usize = 65_536;
+
+/// Hears of stages of requests that are followed. Called within turns: it must not block.
+pub type SpanSink = Arc<dyn Fn(Vec<Span>) + Send + Sync>;
 
 /// How often a node that retires is asked whether it has.
 const RETIRE_POLL: Duration = Duration::from_millis(5);
@@ -157,6 +160,7 @@ pub struct Node {
     stops: mpsc::Receiver<Stop>,
     stop: mpsc::Sender<Stop>,
     tick: Duration,
+    spans: SpanSink,
     _collector: Collector,
 }
 
@@ -243,13 +247,16 @@ impl Node {
             stops,
             stop,
             tick: Duration::from_micros(config.core.timing.heartbeat_micros),
+            spans: Arc::new(|_| {}),
             _collector: collector,
         };
         Ok((node, handle))
     }
 
-    /// Runs the node until it stops. It reaches the other nodes by `dialer`.
-    pub async fn run(mut self, dialer: Arc<dyn Dialer>) -> Stop {
+    /// Runs the node until it stops. It reaches the other nodes by `dialer`, and tells `spans` of stages of
+    /// requests that are followed.
+    pub async fn run(mut self, dialer: Arc<dyn Dialer>, spans: SpanSink) -> Stop {
+        self.spans = spans;
         for peer in self.peers.values() {
             let (peer, known, stop) = (peer.clone(), self.known.clone(), self.stop.clone());
             let dialer = dialer.clone();
@@ -357,6 +364,9 @@ impl Node {
         }
         if !out.replies.is_empty() {
             self.sinks.deliver(out.replies);
+        }
+        if !out.spans.is_empty() {
+            (self.spans)(out.spans);
         }
         if let Some(number) = out.flush {
             self.flush(number);

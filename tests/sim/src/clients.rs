@@ -4,7 +4,7 @@ use crate::world::{Event, Phase, World};
 use checkers::{Answer, ClientId, Guard, Key, KeyState, Operation, Outcome, ReadMode, Revision, Seen, Time, Value};
 use gateway::{AnswerBody, Call, CallError, Input};
 use shardkv::ops::{Compare, Delete, KeyValue, Op, OpResult, Operand, Put, Range, Relation, Txn};
-use shardkv::request::OpError;
+use shardkv::request::{OpError, TraceContext};
 use shardkv::types::Keys;
 use std::collections::BTreeMap;
 
@@ -91,7 +91,9 @@ impl World {
         let site = &mut self.gateways[gateway];
         site.calls.insert(token, index);
         let deadline = site.clock.read(self.now).plus(DEADLINE_MICROS);
-        self.gateway_step(gateway, Input::Call { token, call, deadline });
+        // Few are followed, and nothing may hang on it.
+        let trace = (index == 0).then_some(TraceContext { trace: u128::from(token), span: token });
+        self.gateway_step(gateway, Input::Call { token, call, deadline, trace });
     }
 
     fn any_key(&mut self) -> Key {
