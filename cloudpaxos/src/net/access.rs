@@ -42,6 +42,11 @@ impl AccessLayer {
         AccessLayer { required: true, tokens, refused: Arc::default() }
     }
 
+    /// The same for another port, whose refusals are counted for themselves.
+    pub fn of_another_port(&self) -> AccessLayer {
+        AccessLayer { refused: Arc::default(), ..self.clone() }
+    }
+
     /// Whether it asks for anything.
     pub fn asks(&self) -> bool {
         self.required

@@ -5,7 +5,7 @@
 
 use super::credentials::Credentials;
 use super::dialer::explain;
-use futures_util::Stream;
+use futures_util::{FutureExt, Stream};
 use rustls::pki_types::CertificateDer;
 use std::io;
 use std::net::SocketAddr;
@@ -89,19 +89,36 @@ impl Listener {
         Ok(Listener { listener, name, tls, slots, figures: Arc::default() })
     }
 
+    /// Where it listens; unspecified if the system does not tell.
+    pub fn address(&self) -> SocketAddr {
+        self.listener.local_addr().unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)))
+    }
+
     /// What the port counts.
     pub fn figures(&self) -> Arc<PortFigures> {
         self.figures.clone()
     }
 
-    /// The connections, as they become ready. Dropping the stream closes the port.
-    pub fn connections(self) -> impl Stream<Item = io::Result<Connection>> + Send + 'static {
+    /// The connections, as they become ready, until `stop` is done. What had connected by then still comes;
+    /// behind the last one the stream ends.
+    pub fn connections(
+        self,
+        stop: impl Future<Output = ()> + Send + 'static,
+    ) -> impl Stream<Item = io::Result<Connection>> + Send + 'static {
         let (ready, connections) = mpsc::channel(READY_MAX);
         tokio::spawn(async move {
             tokio::select! {
                 () = self.accept(&ready) => {}
                 () = ready.closed() => {}
+                // Closing the socket resets what waits in the kernel's queue: take that first.
+                () = stop => while let Some(Ok((stream, address))) = self.listener.accept().now_or_never() {
+                    match self.slots.clone().try_acquire_owned() {
+                        Ok(slot) => self.take(stream, address, slot, &ready).await,
+                        Err(_) => break,
+                    }
+                },
             }
+            // Handshakes under way hold the channel open until they have ended.
         });
         ReceiverStream::new(connections)
     }
@@ -109,37 +126,46 @@ impl Listener {
     async fn accept(&self, ready: &mpsc::Sender<io::Result<Connection>>) {
         loop {
             let Ok(slot) = self.slots.clone().acquire_owned().await else { return };
-            let (stream, address) = match self.listener.accept().await {
-                Ok(accepted) => accepted,
+            match self.listener.accept().await {
+                Ok((stream, address)) => self.take(stream, address, slot, ready).await,
                 Err(error) => {
                     tracing::warn!(port = self.name, %error, "a connection could not be accepted");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
                 }
-            };
-            if let Err(error) = stream.set_nodelay(true) {
-                tracing::debug!(port = self.name, %address, %error, "the connection is gone already");
-                continue;
-            }
-            let open = Open::new(slot, self.figures.clone());
-            let (tls, ready, name) = (self.tls.clone(), ready.clone(), self.name);
-            match tls {
-                None => {
-                    let identity = PeerIdentity { address, certificate: None };
-                    let connection = Connection { stream: Transport::Plain(stream), identity, _open: open };
-                    drop(ready.send(Ok(connection)).await);
-                }
-                Some(tls) => drop(tokio::spawn(async move {
-                    match handshake(stream, address, &tls, open).await {
-                        Ok(connection) => drop(ready.send(Ok(connection)).await),
-                        Err(error) => {
-                            let error = explain(&error).unwrap_or_else(|| error.to_string());
-                            tracing::info!(port = name, %address, "refused a connection: {error}");
-                        }
-                    }
-                })),
             }
         }
+    }
+
+    /// Hands a connection on, after its handshake if there is one.
+    async fn take(
+        &self,
+        stream: TcpStream,
+        address: SocketAddr,
+        slot: OwnedSemaphorePermit,
+        ready: &mpsc::Sender<io::Result<Connection>>,
+    ) {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(port = self.name, %address, %error, "the connection is gone already");
+            return;
+        }
+        let open = Open::new(slot, self.figures.clone());
+        let Some(tls) = self.tls.clone() else {
+            let identity = PeerIdentity { address, certificate: None };
+            let connection = Connection { stream: Transport::Plain(stream), identity, _open: open };
+            // Where nobody takes it any more, the port is closed.
+            drop(ready.send(Ok(connection)).await);
+            return;
+        };
+        let (ready, name) = (ready.clone(), self.name);
+        tokio::spawn(async move {
+            match handshake(stream, address, &tls, open).await {
+                Ok(connection) => drop(ready.send(Ok(connection)).await),
+                Err(error) => {
+                    let error = explain(&error).unwrap_or_else(|| error.to_string());
+                    tracing::info!(port = name, %address, "refused a connection: {error}");
+                }
+            }
+        });
     }
 }
 

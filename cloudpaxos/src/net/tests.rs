@@ -60,7 +60,7 @@ async fn port(credentials: Option<Arc<Credentials>>, connections_max: usize) -> 
     let listener = Listener::new(listener, "test", credentials, connections_max).expect("a listener");
     let figures = listener.figures();
     tokio::spawn(async move {
-        let mut connections = Box::pin(listener.connections());
+        let mut connections = Box::pin(listener.connections(std::future::pending()));
         while let Some(connection) = connections.next().await {
             let mut connection = connection.expect("only good ones come out");
             tokio::spawn(async move {
@@ -284,4 +284,40 @@ async fn requests_need_a_certificate_or_a_token_and_health_needs_neither() {
         assert_eq!(answered(&access, page).await.0, expected, "{path}");
     }
     assert_eq!(access.refused(), 6);
+}
+
+#[tokio::test]
+async fn who_is_in_the_middle_of_a_handshake_when_the_port_closes_is_still_served() {
+    let ours = Authority::new("ours");
+    let (server, client) = (ours.directory("n1"), ours.directory("n2"));
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.set_nonblocking(true).expect("a socket");
+    let credentials = Some(open(&server, ClientCertificates::Accepted));
+    let listener = Listener::new(listener, "test", credentials, 8).expect("a listener");
+    let (address, figures) = (listener.address(), listener.figures());
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let mut connections = Box::pin(listener.connections(async { drop(stopped.await) }));
+
+    // One has begun before the end, one is still in the kernel's queue.
+    let begun = tokio::net::TcpStream::connect(address).await.expect("it listens");
+    while figures.open() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let queued = tokio::net::TcpStream::connect(address).await.expect("it listens");
+    drop(stop);
+    while tokio::net::TcpStream::connect(address).await.is_ok() {
+        tokio::time::sleep(StdDuration::from_millis(5)).await;
+    }
+    let config = open(&client, ClientCertificates::Accepted).client();
+    for stream in [begun, queued] {
+        let name = "127.0.0.1".try_into().expect("an address");
+        let connecting = tokio_rustls::TlsConnector::from(config.clone()).connect(name, stream);
+        let (connected, served) = tokio::join!(connecting, connections.next());
+        connected.expect("the handshake goes on");
+        let served = served.expect("it is served").expect("it is good");
+        assert_eq!(served.connect_info().certificate.as_deref(), Some("n2"));
+    }
+    // Those that only probed whether it still listens said nothing, and are given up after a while.
+    let rest = tokio::time::timeout(StdDuration::from_secs(20), connections.next()).await;
+    assert!(matches!(rest, Ok(None)), "the stream ends");
 }

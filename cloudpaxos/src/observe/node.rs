@@ -141,6 +141,8 @@ impl NodeCollector {
     /// What concerns the whole cluster, as this node knows it.
     fn cluster(&self, page: &mut Page<'_>) -> fmt::Result {
         let core = &self.0.core;
+        // Elsewhere nodes are numbers; here is whose number it is.
+        page.gauge("node_info", "This node's id, as a label", [(vec![("id", core.node.0.to_string())], 1.0)])?;
         page.gauge("known_revision", "The largest revision known here", count(core.known.0))?;
         page.gauge(
             "sequencer_revision",

@@ -83,6 +83,8 @@ fn unready(status: &CoreStatus) -> Vec<String> {
             reasons.push(format!("{id}: has not caught up with its leader, {}", group.leader.node));
         } else if group.leader.node == status.node && !group.serves {
             reasons.push(format!("{id}: begins to lead"));
+        } else if group.leader.node == status.node && !group.leased {
+            reasons.push(format!("{id}: leads, but no majority answers"));
         }
     }
     reasons

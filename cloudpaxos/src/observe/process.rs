@@ -6,6 +6,7 @@ use procfs::process::{LimitValue, Process};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use std::fmt;
+use std::sync::OnceLock;
 
 #[derive(Debug)]
 pub(super) struct ProcessCollector;
@@ -34,9 +35,11 @@ impl Collector for ProcessCollector {
         {
             page.gauge("process_max_fds", "Open files and sockets allowed", one(max as f64))?;
         }
-        if let Ok(boot) = procfs::boot_time_secs() {
-            let started = boot as f64 + stat.starttime as f64 / ticks;
-            page.gauge("process_start_time_seconds", "When it started, in seconds since 1970", one(started))?;
+        // Computed once: the time of the boot is corrected with the clock, and a start that moves looks like another.
+        static STARTED: OnceLock<Option<f64>> = OnceLock::new();
+        let computed = || Some(procfs::boot_time_secs().ok()? as f64 + stat.starttime as f64 / ticks);
+        if let Some(started) = STARTED.get_or_init(computed) {
+            page.gauge("process_start_time_seconds", "When it started, in seconds since 1970", one(*started))?;
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use super::admin::Source;
 use super::host::Site;
-use crate::net::Listener;
+use crate::net::{AccessLayer, Listener};
 use gateway::GatewayConfig;
 use gateway::admin::AdminService;
 use gateway::driver::{self, Handle};
@@ -71,15 +71,15 @@ fn limits(site: &Site) -> Limits {
 /// Serves a port until `stop` is done: counts its requests, and asks who they are from.
 pub(super) fn serve(
     site: &Site,
-    listener: Listener,
+    (listener, access): (Listener, AccessLayer),
     services: Routes,
     requests: RpcMetrics,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> impl Future<Output = Result<(), tonic::transport::Error>> + Send + 'static {
     let limits = limits(site);
     // From the inside: what is refused is counted, and not followed.
-    let layers = Stack::new(site.follow, Stack::new(site.secured.access.clone(), requests));
-    async move { etcd::serve(listener.connections(), services, layers, &limits, stop).await }
+    let layers = Stack::new(site.follow, Stack::new(access, requests));
+    async move { etcd::serve(listener.connections(stop), services, layers, &limits).await }
 }
 
 /// Keeps what `Maintenance.Status` says about this node fresh, without a hop on the way of a request.

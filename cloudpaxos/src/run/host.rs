@@ -204,24 +204,24 @@ async fn run_here(site: Site, ports: Ports, mut stopped: watch::Receiver<bool>) 
     });
     let health = Health::new(observed.clone());
     let pages = pages(observed, health.clone());
-    if let (Some(listener), Some(handle), Some(reporter)) = (peer, &handle, &reporter) {
+    if let (Some((listener, _)), Some(handle), Some(reporter)) = (peer, &handle, &reporter) {
         let more = Routes::new(ReportService::new(reporter.clone()).into_server());
-        let serving = runtime::serve(listener.connections(), handle.peer_port(), more, raised(closing.clone()));
+        let serving = runtime::serve(listener.connections(raised(closing.clone())), handle.peer_port(), more);
         peer_tasks.spawn(async move {
             serving.await.map_err(|error| Failure::Run(format!("the peer port failed: {error}")))
         });
     }
-    if let (Some(listener), Some(gateway)) = (client, gateway) {
+    if let (Some(port), Some(gateway)) = (client, gateway) {
         let source = Source::new(gateway.clone(), site.shardmaster(), reporter.clone(), dialer.clone());
         let services = clients::services(&site, gateway, handle.clone(), Arc::new(source), pages.clone());
-        let serving = clients::serve(&site, listener, services, requests, raised(closing.clone()));
+        let serving = clients::serve(&site, port, services, requests, raised(closing.clone()));
         tasks.spawn(
             async move { serving.await.map_err(|error| Failure::Run(format!("the client port failed: {error}"))) },
         );
     }
-    if let Some(listener) = metrics {
+    if let Some(port) = metrics {
         let unmeasured = RpcMetrics::default();
-        let serving = clients::serve(&site, listener, Routes::from(pages), unmeasured, raised(closing.clone()));
+        let serving = clients::serve(&site, port, Routes::from(pages), unmeasured, raised(closing.clone()));
         tasks.spawn(
             async move { serving.await.map_err(|error| Failure::Run(format!("the metrics port failed: {error}"))) },
         );
@@ -307,16 +307,23 @@ impl Listening {
         Listening { secured: site.secured.clone(), connections_max, observed: Vec::new() }
     }
 
-    fn listen(&mut self, listener: Option<TcpListener>, name: &'static str) -> Result<Option<Listener>, Failure> {
+    fn listen(
+        &mut self,
+        listener: Option<TcpListener>,
+        name: &'static str,
+    ) -> Result<Option<(Listener, AccessLayer)>, Failure> {
         let Some(listener) = listener else { return Ok(None) };
         let (credentials, access) = match name {
             PEER => (self.secured.peer.clone(), AccessLayer::open()),
-            _ => (self.secured.client.clone(), self.secured.access.clone()),
+            _ => (self.secured.client.clone(), self.secured.access.of_another_port()),
         };
         let listener = Listener::new(listener, name, credentials.clone(), self.connections_max);
         let listener = listener.map_err(failed(format!("listen on the {name} port")))?;
-        self.observed.push(ObservedPort { name, figures: listener.figures(), access, credentials });
-        Ok(Some(listener))
+        let encrypted = credentials.is_some();
+        tracing::info!(port = name, address = %listener.address(), tls = encrypted, "listens");
+        let figures = listener.figures();
+        self.observed.push(ObservedPort { name, figures, access: access.clone(), credentials });
+        Ok(Some((listener, access)))
     }
 }
 

@@ -22,7 +22,6 @@ use proto::etcdserverpb as pb;
 use shardkv::request::TraceContext;
 use shardkv::types::Revision;
 use std::convert::Infallible;
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::Request;
@@ -206,14 +205,13 @@ pub fn routes(handle: Handle, info: Info) -> Routes {
         .add_service(health)
 }
 
-/// Serves `routes` behind `layer` on connections until `shutdown` resolves; requests under way then
-/// finish.
+/// Serves `routes` behind `layer` on connections until there are no more; the clients are then told to go
+/// elsewhere, and requests under way finish.
 pub async fn serve<C, L, S>(
     connections: impl Stream<Item = std::io::Result<C>>,
     routes: Routes,
     layer: L,
     limits: &Limits,
-    shutdown: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error>
 where
     C: ByteStream + Connected + 'static,
@@ -234,7 +232,8 @@ where
         .http2_keepalive_timeout(Some(limits.keepalive))
         .layer(layer)
         .add_routes(routes)
-        .serve_with_incoming_shutdown(connections, shutdown)
+        // With a signal, even one that never comes, the end is graceful.
+        .serve_with_incoming_shutdown(connections, std::future::pending())
         .await
 }
 

@@ -185,8 +185,6 @@ pub async fn server(shards: &[(&'static str, u64)]) -> String {
     let routes = routes(gateway(shards), info);
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port");
     let address = listener.local_addr().expect("a bound listener has one");
-    tokio::spawn(async move {
-        serve(TcpIncoming::from(listener), routes, Identity::new(), &Limits::default(), std::future::pending()).await
-    });
+    tokio::spawn(async move { serve(TcpIncoming::from(listener), routes, Identity::new(), &Limits::default()).await });
     format!("http://{address}")
 }

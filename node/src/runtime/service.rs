@@ -13,7 +13,6 @@ use proto::internal::{PeerBatch, ReplyBatch, RequestBatch};
 use shardkv::codec;
 use shardkv::request::{OpError, Reply, ReplyBody, Request as GroupRequest};
 use shardkv::types::Revision;
-use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -123,12 +122,11 @@ pub(super) fn overloaded(id: u64) -> Reply {
     Reply { id, known: Revision(0), body: ReplyBody::Failed(OpError::Overloaded) }
 }
 
-/// Serves the peer port on these connections until `stop` is done. `more` services may be added to it.
+/// Serves the peer port on these connections until there are no more. `more` services may be added to it.
 pub async fn serve<C>(
     connections: impl Stream<Item = std::io::Result<C>>,
     port: PeerPort,
     more: tonic::service::Routes,
-    stop: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error>
 where
     C: ByteStream + Connected + 'static,
@@ -152,7 +150,7 @@ where
         .http2_keepalive_interval(Some(Duration::from_secs(2)))
         .http2_keepalive_timeout(Some(Duration::from_secs(4)))
         .add_routes(routes)
-        .serve_with_incoming_shutdown(connections, stop)
+        .serve_with_incoming(connections)
         .await
 }
 
