@@ -12,6 +12,7 @@ use shardkv::map::ShardMap;
 use shardkv::request::{Reply, Request, TraceContext};
 use shardkv::types::Revision;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
@@ -40,6 +41,7 @@ pub fn start<L: Links>(config: GatewayConfig, links: impl FnOnce(Replies) -> L) 
             map_version: 0,
             armed: None,
         }),
+        cluster: Default::default(),
         links: Box::new(links(Replies { inner: weak.clone() })),
         timer: timer.clone(),
     });
@@ -117,6 +119,13 @@ impl Handle {
         self.inner.lock().gateway.status()
     }
 
+    /// The cluster's id and incarnation, once a map is known.
+    pub fn cluster(&self) -> Option<(u64, u64)> {
+        let (id, incarnation) = &self.inner.cluster;
+        let known = (id.load(Ordering::Relaxed), incarnation.load(Ordering::Relaxed));
+        (known != (0, 0)).then_some(known)
+    }
+
     /// The map that it routes by, if it has one yet.
     pub fn map(&self) -> Option<Arc<ShardMap>> {
         self.inner.lock().gateway.map().cloned()
@@ -132,6 +141,8 @@ struct Inner {
     began: Instant,
     state: Mutex<State>,
     links: Box<dyn Links>,
+    /// Of the newest map: the cluster's id and incarnation.
+    cluster: (AtomicU64, AtomicU64),
     timer: Arc<Notify>,
 }
 
@@ -219,6 +230,8 @@ impl Inner {
         let map = state.gateway.map().filter(|map| map.version != state.map_version).cloned();
         if let Some(map) = &map {
             state.map_version = map.version;
+            self.cluster.0.store(map.cluster_id, Ordering::Relaxed);
+            self.cluster.1.store(map.incarnation, Ordering::Relaxed);
         }
         drop(state);
         if let Some(map) = map {

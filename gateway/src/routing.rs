@@ -235,6 +235,7 @@ mod tests {
         let map = ShardMap {
             version,
             cluster_id: 7,
+            incarnation: 1,
             compacted: Revision(0),
             shards,
             groups: vec![group(2), group(3)],

@@ -34,7 +34,7 @@ use std::sync::atomic::Ordering;
 const SESSION_ROWS_PER_PIECE: usize = 256;
 
 #[derive(Debug, Serialize, Deserialize)]
-enum Piece {
+pub(crate) enum Piece {
     /// The group's meta and shards, with the sender's space numbers.
     Header { meta: Meta, shards: Vec<OwnedShard> },
     /// Rows of session outcomes, by slot.
@@ -174,7 +174,7 @@ impl<S: Store> SnapshotSource for Source<S> {
     }
 }
 
-fn seal(piece: &Piece) -> Bytes {
+pub(crate) fn seal(piece: &Piece) -> Bytes {
     let body = codec::encode(piece);
     let mut sealed = Vec::with_capacity(4 + body.len());
     sealed.extend_from_slice(&crc32fast::hash(&body).to_le_bytes());

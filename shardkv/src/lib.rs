@@ -46,6 +46,7 @@ pub mod request;
 #[cfg(feature = "rocks")]
 mod rocks;
 mod rows;
+mod seed;
 mod sessions;
 mod state;
 pub mod store;
@@ -61,6 +62,7 @@ pub use reader::{ReadError, Reader};
 #[cfg(feature = "rocks")]
 pub use rocks::{RocksFigures, RocksOptions, RocksStore};
 pub use rows::{GroupMeta, delete_group};
+pub use seed::{SEED_SLOT, Seed};
 pub use sessions::SessionLimits;
 pub use state::OwnedShard;
 pub use store::{Store, StoreError};

@@ -48,6 +48,8 @@ pub struct ShardMap {
     pub version: u64,
     /// The cluster's id, equal on all nodes and gateways.
     pub cluster_id: u64,
+    /// The cluster's incarnation: 1, and one more with each restore. Clients see it as `raft_term`.
+    pub incarnation: u64,
     /// History below this revision is (being) dropped; 0 means none yet.
     pub compacted: crate::types::Revision,
     /// Sorted by start.

@@ -7,7 +7,7 @@ use paxos::{Slot, SnapshotSink, SnapshotSource, StateMachine};
 use serde::{Deserialize, Serialize};
 use shardkv::map::SHARDMASTER_GROUP;
 use shardkv::store::{Store, StoreError};
-use shardkv::{GroupMeta, codec};
+use shardkv::{GroupMeta, SEED_SLOT, codec};
 use std::any::Any;
 use std::sync::Arc;
 
@@ -42,6 +42,12 @@ impl<S: Store> MasterGroup<S> {
     /// The state as of the last applied slot.
     pub fn state(&self) -> Arc<MasterState> {
         self.state.clone()
+    }
+
+    /// The image of a group that begins its life with a state: what a restored cluster starts from. All
+    /// replicas must be given the same.
+    pub fn seed(state: MasterState) -> Bytes {
+        codec::encode(&Row { applied: SEED_SLOT, imaged: SEED_SLOT, state })
     }
 
     fn encode_row(&self) -> Bytes {

@@ -187,7 +187,8 @@ impl Client {
                 Err(_) => return Err(timed_out(format!("waiting for {address}"))),
             };
             match (kind, status.code()) {
-                (Kind::Read, Code::Unavailable) => {
+                // A connection that broke in the middle shows as one of the others.
+                (Kind::Read, Code::Unavailable | Code::Cancelled | Code::Unknown | Code::Internal) => {
                     troubles.push(format!("{address}: {}", message(&status)));
                     refused = Some(ClientError::Refused { endpoint: address.clone(), status: Box::new(status) });
                 }

@@ -1,5 +1,6 @@
 //! The command line: what there is to type, and what happens then.
 
+mod backup;
 mod certs;
 pub mod client;
 mod cluster;
@@ -84,6 +85,20 @@ Examples:
     /// Show where the keys are.
     #[command(subcommand)]
     Shards(ShardsCommand),
+    /// Back up a cluster's keys.
+    #[command(subcommand)]
+    Backup(backup::BackupCommand),
+    /// Fill a new node's directory from a backup; it takes the settings of `start`.
+    #[command(after_help = "\
+Every node of the new cluster is filled before any is started, all from the same backup, and each is given the
+same --initial-cluster and --data-groups, which need not be those of the cluster that was backed up. The new
+cluster has another id, and its revisions begin above those of the old one, so nothing goes back in time.
+Done again, it changes nothing; cut short, it begins anew.
+
+Example, for the first of three nodes:
+  cloudpaxos restore --from s3://bucket/cloudpaxos --name n1 --data-dir /var/lib/cloudpaxos \\
+    --initial-cluster n1=10.0.0.1:2380,n2=10.0.0.2:2380,n3=10.0.0.3:2380 --peer-tls-dir certs/n1/peer")]
+    Restore(Box<backup::RestoreOptions>),
     /// Ask a node or gateway whether it is alive or ready.
     #[command(after_help = "\
 Exits with 0 if it is, with 1 if not, and says why.
@@ -181,6 +196,13 @@ pub fn dispatch(cli: Cli, matches: &ArgMatches) -> Result<(), Failure> {
         Command::Kv(command) => block_on(kv::run(command)),
         Command::Status(options) => block_on(cluster::status(options)),
         Command::Shards(ShardsCommand::List(options)) => block_on(cluster::shards(options)),
+        Command::Backup(command) => block_on(backup::run(command)),
+        Command::Restore(options) => {
+            let (command, matches) = typed("restore", matches)?;
+            let config = StartConfig::resolve(&command, matches)?;
+            logging::install(&config.log, None);
+            block_on(backup::restore(*options, config))
+        }
         Command::Health(options) => block_on(health::run(options)),
         Command::Certs(command) => certs::run(command),
         Command::Version(options) => output::version(options.output),

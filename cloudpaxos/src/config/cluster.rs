@@ -132,6 +132,18 @@ pub struct Genesis {
     pub data_groups: u32,
     /// Where one initial shard ends and the next begins; strictly ascending, none empty.
     pub boundaries: Vec<Bytes>,
+    /// The backup that it began with, if it did.
+    pub descent: Option<Descent>,
+}
+
+/// A backup, as what a cluster began with: a cluster that was restored is another one than that which was
+/// backed up, and than one that was formed empty by the same flags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Descent {
+    /// The backup's id.
+    pub backup: u64,
+    /// The cluster's incarnation: one more than that of the cluster that was backed up.
+    pub incarnation: u64,
 }
 
 impl Genesis {
@@ -149,7 +161,16 @@ impl Genesis {
         hash.number(u64::from(self.data_groups));
         hash.number(self.boundaries.len() as u64);
         self.boundaries.iter().for_each(|boundary| hash.field(boundary));
+        if let Some(descent) = &self.descent {
+            hash.number(descent.backup);
+            hash.number(descent.incarnation);
+        }
         hash.0.max(1)
+    }
+
+    /// The cluster's incarnation: 1, and one more with each restore.
+    pub fn incarnation(&self) -> u64 {
+        self.descent.map_or(1, |descent| descent.incarnation)
     }
 
     /// The member of this name.

@@ -37,7 +37,7 @@ impl DevConfig {
         let members = ["n1=n1.embedded:1", "n2=n2.embedded:1", "n3=n3.embedded:1"];
         let members = parse_members(&members).map_err(ConfigError::Conflict)?;
         let boundaries = boundaries(layers, data_groups)?;
-        let genesis = Genesis { token: "dev".to_owned(), members, data_groups, boundaries };
+        let genesis = Genesis { token: "dev".to_owned(), members, data_groups, boundaries, descent: None };
         Ok(DevConfig { data_dir, listen, data_groups, log: log(layers)?, genesis })
     }
 }

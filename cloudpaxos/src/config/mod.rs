@@ -23,7 +23,7 @@ mod start;
 mod value;
 
 pub use address::Address;
-pub use cluster::{Genesis, Member, NodeName, Role, Roles};
+pub use cluster::{Descent, Genesis, Member, NodeName, Role, Roles};
 pub use dev::DevConfig;
 pub use error::ConfigError;
 pub use layers::{Origin, unknown_variables};

@@ -253,7 +253,7 @@ fn genesis(layers: &Layers) -> Result<Option<Genesis>, ConfigError> {
     let members = parse_members(&setting.list()).map_err(|problem| setting.bad(problem))?;
     let data_groups = data_groups(layers)?;
     let token = token(layers)?.unwrap_or_else(|| DEFAULT_TOKEN.to_owned());
-    Ok(Some(Genesis { token, members, data_groups, boundaries: boundaries(layers, data_groups)? }))
+    Ok(Some(Genesis { token, members, data_groups, boundaries: boundaries(layers, data_groups)?, descent: None }))
 }
 
 pub(super) fn data_groups(layers: &Layers) -> Result<u32, ConfigError> {

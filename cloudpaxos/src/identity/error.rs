@@ -15,6 +15,23 @@ pub enum IdentityError {
         /// The directory.
         path: PathBuf,
     },
+    /// A restore did not come to its end.
+    #[error(
+        "in {} a restore was cut short: run `cloudpaxos restore` again, which begins anew, before the node is started",
+        path.display()
+    )]
+    RestoreCutShort {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A restore would overwrite a node.
+    #[error("{} is the directory of {name} already; restore into an empty one", path.display())]
+    NotEmpty {
+        /// The directory.
+        path: PathBuf,
+        /// Who lives there.
+        name: String,
+    },
     /// The described cluster has no node of this name.
     #[error("--initial-cluster does not name this node, {name}: add it on every node, or correct --name")]
     NotAMember {

@@ -6,7 +6,7 @@
 
 use super::Identity;
 use super::error::{IdentityError, IoContext};
-use crate::config::{Address, Genesis, Member, NodeName, Roles};
+use crate::config::{Address, Descent, Genesis, Member, NodeName, Roles};
 use bytes::Bytes;
 use paxos::NodeId;
 use serde::{Deserialize, Serialize};
@@ -75,6 +75,11 @@ struct Stored {
     data_groups: u32,
     /// Hexadecimal: keys are bytes.
     shard_boundaries: Vec<String>,
+    /// The backup that the cluster began with, and its incarnation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    restored_from: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cluster_incarnation: Option<u64>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -106,6 +111,8 @@ pub(super) fn encode(identity: &Identity) -> String {
         members: genesis.members.iter().map(member).collect(),
         data_groups: genesis.data_groups,
         shard_boundaries: genesis.boundaries.iter().map(|key| hex(key)).collect(),
+        restored_from: genesis.descent.map(|descent| format!("{:016x}", descent.backup)),
+        cluster_incarnation: genesis.descent.map(|descent| descent.incarnation),
     };
     let json = serde_json::to_string(&stored).expect("a struct of texts and numbers is always JSON");
     format!("{json}\ncrc32 {:08x}\n", crc32fast::hash(json.as_bytes()))
@@ -154,6 +161,10 @@ fn restore(stored: Stored) -> Result<Identity, String> {
             members: stored.members.into_iter().map(member).collect::<Result<_, _>>()?,
             data_groups: stored.data_groups,
             boundaries: stored.shard_boundaries.iter().map(|text| unhex(text)).collect::<Result<_, _>>()?,
+            descent: match (&stored.restored_from, stored.cluster_incarnation) {
+                (Some(backup), Some(incarnation)) => Some(Descent { backup: number(backup)?, incarnation }),
+                _ => None,
+            },
         },
     };
     if identity.genesis.cluster_id() != identity.cluster_id {

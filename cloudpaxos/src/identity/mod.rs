@@ -32,6 +32,8 @@ const LOCK: &str = "LOCK";
 /// What an otherwise empty directory may hold: our own files from a start that was cut short, and
 /// what a freshly made file system brings along.
 const NOT_FOREIGN: [&str; 3] = [LOCK, file::TEMPORARY, "lost+found"];
+/// Is there from the beginning of a restore to its end.
+const RESTORING: &str = "RESTORING";
 
 /// Who a node is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +87,9 @@ pub struct DataDir {
 
 /// Opens a node's directory, or makes an empty one the node's, and counts this start.
 pub fn open(path: &Path, claim: Claim<'_>) -> Result<DataDir, IdentityError> {
+    if path.join(RESTORING).exists() && !path.join(file::NAME).exists() {
+        return Err(IdentityError::RestoreCutShort { path: path.to_owned() });
+    }
     refuse_foreign(path)?;
     make_directory(path)?;
     let lock = lock(path)?;
@@ -101,6 +106,61 @@ pub fn open(path: &Path, claim: Claim<'_>) -> Result<DataDir, IdentityError> {
     };
     write(path, &identity)?;
     Ok(DataDir { path: path.to_owned(), identity, created, notes, _lock: lock })
+}
+
+/// A directory that is being filled from a backup; whoever starts a node on it meanwhile is refused.
+#[derive(Debug)]
+pub struct Restoring {
+    path: PathBuf,
+    _lock: File,
+}
+
+/// What a restore finds.
+#[derive(Debug)]
+pub enum Found {
+    /// Nothing, or what an earlier attempt left, which is gone now.
+    Empty(Restoring),
+    /// The node whom this same backup was restored to: there is nothing to do.
+    Restored(Box<Identity>),
+}
+
+/// Makes a directory ready to be filled from the backup with this id.
+pub fn begin_restore(path: &Path, backup: u64) -> Result<Found, IdentityError> {
+    let marker = path.join(RESTORING);
+    if let Some(identity) = file::read(path)? {
+        let same = identity.genesis.descent.is_some_and(|descent| descent.backup == backup);
+        return match same {
+            true => Ok(Found::Restored(Box::new(identity))),
+            false => Err(IdentityError::NotEmpty { path: path.to_owned(), name: identity.name.to_string() }),
+        };
+    }
+    if !marker.exists() {
+        refuse_foreign(path)?;
+    }
+    make_directory(path)?;
+    let lock = lock(path)?;
+    File::create(&marker).and_then(|file| file.sync_all()).context("write", &marker)?;
+    file::sync_directory(path)?;
+    let store = path.join("store");
+    match fs::remove_dir_all(&store) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(IdentityError::io("remove", &store, error));
+        }
+        _ => {}
+    }
+    Ok(Found::Empty(Restoring { path: path.to_owned(), _lock: lock }))
+}
+
+impl Restoring {
+    /// The store is complete and durable: from now on the directory is the claimed node's.
+    pub fn finish(self, claim: Claim<'_>) -> Result<Identity, IdentityError> {
+        let identity = bootstrap(&self.path, claim)?;
+        write(&self.path, &identity)?;
+        let marker = self.path.join(RESTORING);
+        fs::remove_file(&marker).context("remove", &marker)?;
+        file::sync_directory(&self.path)?;
+        Ok(identity)
+    }
 }
 
 /// Writes the identity. A start must not need room that a full disk lacks: the store's reserve is given up

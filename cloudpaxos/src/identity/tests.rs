@@ -15,7 +15,13 @@ fn genesis(token: &str) -> Genesis {
         roles: roles.clone(),
     };
     let boundaries = vec![bytes::Bytes::from_static(b"\x00,"), bytes::Bytes::from_static(b"m")];
-    Genesis { token: token.to_owned(), members: (1..=3).map(member).collect(), data_groups: 2, boundaries }
+    Genesis {
+        token: token.to_owned(),
+        members: (1..=3).map(member).collect(),
+        data_groups: 2,
+        boundaries,
+        descent: None,
+    }
 }
 
 /// Opens `path` as this node, as a first start would.

@@ -72,6 +72,10 @@ impl Dialer for TlsDialer {
 fn explained(error: io::Error) -> io::Error {
     match explain(&error) {
         Some(text) => io::Error::new(io::ErrorKind::PermissionDenied, text),
+        // The library's words are about truncation attacks; what is cut here is told by gRPC's framing.
+        None if error.kind() == io::ErrorKind::UnexpectedEof => {
+            io::Error::new(io::ErrorKind::UnexpectedEof, "the connection was cut")
+        }
         None => error,
     }
 }

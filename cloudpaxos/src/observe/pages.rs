@@ -81,6 +81,8 @@ fn unready(status: &CoreStatus) -> Vec<String> {
             reasons.push(format!("{id}: no leader is known"));
         } else if group.accepted != group.leader {
             reasons.push(format!("{id}: has not caught up with its leader, {}", group.leader.node));
+        } else if status.reaches.contains(&(group.leader.node, false)) {
+            reasons.push(format!("{id}: its leader, {}, does not answer", group.leader.node));
         } else if group.leader.node == status.node && !group.serves {
             reasons.push(format!("{id}: begins to lead"));
         } else if group.leader.node == status.node && !group.leased {

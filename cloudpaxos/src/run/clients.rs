@@ -51,7 +51,7 @@ pub(super) fn services(
     let info = Info {
         cluster_id: site.genesis.cluster_id(),
         member_id: node.as_ref().map_or(0, |node| node.node().0),
-        raft_term: 1,
+        raft_term: site.genesis.incarnation(),
         limits: limits(site),
         node: watch_status(gateway.clone(), node),
     };

@@ -2,8 +2,8 @@
 
 use super::admin::{NodeReporter, Source};
 use super::security::Secured;
-use super::{clients, failed};
-use crate::config::{Genesis, Limits, ReadMode, Role, Roles, Timing};
+use super::{clients, failed, map};
+use crate::config::{Genesis, Limits, ReadMode, Roles, Timing};
 use crate::failure::Failure;
 use crate::identity::{self, Identity};
 use crate::net::{AccessLayer, Listener};
@@ -12,11 +12,10 @@ use gateway::admin::ReportService;
 use gateway::etcd::RpcMetrics;
 use node::core::{CoreConfig, Limits as CoreLimits, ReadMode as CoreReadMode};
 use node::runtime::{self, Node, NodeConfig, NodeHandle, PeerAddress, SpanSink, Stop};
+use paxos::NodeId;
 use paxos::heartbeat::Timing as CoreTiming;
-use paxos::{GroupId, NodeId};
 use shardkv::RocksOptions;
-use shardkv::map::{GroupInfo, NodeInfo, SHARDMASTER_GROUP, ShardMap};
-use shardkv::types::Revision;
+use shardkv::map::NodeInfo;
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -59,54 +58,15 @@ pub(super) struct Ports {
 }
 
 impl Site {
-    fn nodes_with(&self, role: Role) -> Vec<NodeId> {
-        self.genesis.members.iter().filter(|member| member.roles.has(role)).map(|member| member.id).collect()
-    }
-
-    fn shardmaster(&self) -> GroupInfo {
-        GroupInfo { id: SHARDMASTER_GROUP, replicas: self.nodes_with(Role::Shardmaster) }
-    }
-
-    fn data_groups(&self) -> Vec<GroupInfo> {
-        let replicas = self.nodes_with(Role::Shardkv);
-        let first = SHARDMASTER_GROUP.0 + 1;
-        let ids = first..first + u64::from(self.genesis.data_groups);
-        ids.map(|id| GroupInfo { id: GroupId(id), replicas: replicas.clone() }).collect()
-    }
-
-    fn node_infos(&self) -> Vec<NodeInfo> {
-        let address = |id: NodeId| self.peer_addresses.get(&id).cloned().unwrap_or_default();
-        let info = |member: &crate::config::Member| NodeInfo {
-            id: member.id,
-            name: member.name.to_string(),
-            peer_address: address(member.id),
-            client_address: String::new(),
-        };
-        self.genesis.members.iter().map(info).collect()
-    }
-
-    fn first_map(&self) -> ShardMap {
-        let groups = self.data_groups();
-        let ids: Vec<GroupId> = groups.iter().map(|group| group.id).collect();
-        ShardMap {
-            version: 1,
-            cluster_id: self.genesis.cluster_id(),
-            compacted: Revision(0),
-            shards: shardmaster::initial_shards(&self.genesis.boundaries, &ids),
-            groups,
-            nodes: self.node_infos(),
-        }
-    }
-
     fn node_config(&self, path: PathBuf, identity: &Identity) -> NodeConfig {
         let me = identity.node_id;
         let micros = |duration: std::time::Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
-        let infos = self.node_infos();
+        let infos = map::node_infos(&self.genesis, &self.peer_addresses);
         let peers = infos
             .iter()
             .map(|info| (info.id, PeerAddress { name: info.name.clone(), address: info.peer_address.clone() }));
-        let all = std::iter::once(self.shardmaster()).chain(self.data_groups());
+        let all = std::iter::once(map::shardmaster(&self.genesis)).chain(map::data_groups(&self.genesis));
         let hosted = all.filter(|group| group.replicas.contains(&me)).map(|group| (group.id, group.replicas));
         let info = infos.iter().find(|info| info.id == me).cloned();
         let info = NodeInfo {
@@ -135,7 +95,7 @@ impl Site {
                     ReadMode::Lease => CoreReadMode::Lease,
                     ReadMode::Quorum => CoreReadMode::Quorum,
                 },
-                genesis: self.first_map(),
+                genesis: map::first_map(&self.genesis, &self.peer_addresses),
                 limits: CoreLimits {
                     inbox_bytes_max: size(self.limits.proposal_bytes_max),
                     apply_lag_bytes_max: size(self.limits.apply_lag_bytes_max),
@@ -212,7 +172,7 @@ async fn run_here(site: Site, ports: Ports, mut stopped: watch::Receiver<bool>) 
         });
     }
     if let (Some(port), Some(gateway)) = (client, gateway) {
-        let source = Source::new(gateway.clone(), site.shardmaster(), reporter.clone(), dialer.clone());
+        let source = Source::new(gateway.clone(), map::shardmaster(&site.genesis), reporter.clone(), dialer.clone());
         let services = clients::services(&site, gateway, handle.clone(), Arc::new(source), pages.clone());
         let serving = clients::serve(&site, port, services, requests, raised(closing.clone()));
         tasks.spawn(

@@ -7,12 +7,15 @@
 mod admin;
 mod clients;
 mod host;
+mod map;
 mod security;
 
 use crate::config::{DevConfig, Limits, ReadMode, Roles, StartConfig, Timing};
 use crate::failure::Failure;
 use crate::identity::{self, Claim};
 use crate::observe::{FollowLayer, Traces};
+pub use map::{described_addresses, first_map};
+
 use host::{Ports, Site};
 use node::runtime::SpanSink;
 use paxos::NodeId;
@@ -80,7 +83,7 @@ pub fn start(config: StartConfig, traces: Option<&Traces>) -> Result<(), Failure
     let site = Site {
         name: config.name.to_string(),
         identity: directory.as_ref().map(|directory| (directory.path.clone(), directory.identity.clone())),
-        peer_addresses: genesis.members.iter().map(|member| (member.id, member.peer_address.to_string())).collect(),
+        peer_addresses: described_addresses(&genesis),
         genesis,
         roles: config.roles,
         client_address: config.advertise_client.map(|address| address.to_string()).unwrap_or_default(),

@@ -31,6 +31,7 @@ fn map(addresses: &[String]) -> ShardMap {
     ShardMap {
         version: 7,
         cluster_id: CLUSTER,
+        incarnation: 1,
         compacted: Revision(5),
         shards: vec![shard(1, b"", Some(b"m")), shard(2, b"m", None)],
         groups: vec![GroupInfo { id: DATA_GROUP, replicas: ids().collect() }],

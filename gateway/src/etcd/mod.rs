@@ -39,12 +39,12 @@ pub const API_VERSION: &str = "3.5.13";
 /// What the services say about the node that they run in.
 #[derive(Clone)]
 pub struct Info {
-    /// The cluster's id; equal at all gateways.
+    /// The cluster's id as configured; the shard map's counts once it is there.
     pub cluster_id: u64,
     /// The node's id.
     pub member_id: u64,
     /// The cluster's incarnation: 1, raised by a restore only. Some clients take answers with a
-    /// lower one for stale.
+    /// lower one for stale. The shard map's counts once it is there.
     pub raft_term: u64,
     /// Limits on requests.
     pub limits: Limits,
@@ -129,12 +129,10 @@ struct Context {
 
 impl Context {
     fn header(&self, revision: Revision) -> pb::ResponseHeader {
-        pb::ResponseHeader {
-            cluster_id: self.info.cluster_id,
-            member_id: self.info.member_id,
-            revision: translate::to_i64(revision.0),
-            raft_term: self.info.raft_term,
-        }
+        // A gateway without replicas knows by flags only what the cluster was described as.
+        let (cluster_id, raft_term) = self.handle.cluster().unwrap_or((self.info.cluster_id, self.info.raft_term));
+        let member_id = self.info.member_id;
+        pb::ResponseHeader { cluster_id, member_id, revision: translate::to_i64(revision.0), raft_term }
     }
 
     /// The header of an answer about the cluster itself: etcd leaves its revision out.

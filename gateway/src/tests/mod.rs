@@ -58,6 +58,7 @@ pub(super) fn map(version: u64, shards: &[(&str, u64)]) -> ShardMap {
     let map = ShardMap {
         version,
         cluster_id: 7,
+        incarnation: 1,
         compacted: Revision(0),
         shards: infos.collect(),
         groups: groups.into_iter().map(|id| GroupInfo { id: GroupId(id), replicas: nodes.to_vec() }).collect(),

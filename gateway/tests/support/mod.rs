@@ -74,6 +74,7 @@ impl FakeCluster {
         let map = ShardMap {
             version: 1,
             cluster_id: 7,
+            incarnation: 1,
             compacted: Revision(0),
             shards: infos.clone(),
             groups: ids.iter().map(|id| GroupInfo { id: *id, replicas: vec![NODE] }).collect(),

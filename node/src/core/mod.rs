@@ -275,7 +275,11 @@ impl<S: Store> Core<S> {
         let Some(group) = self.groups.get_mut(&id) else { return };
         let before = group.replica.leader().node;
         let out = group.replica.step(now, &self.beats, input);
-        group.tally.leader_changes += u64::from(group.replica.leader().node != before);
+        let leader = group.replica.leader();
+        if leader.node != before {
+            group.tally.leader_changes += 1;
+            tracing::info!(group = %id, leader = %leader.node, round = leader.round, "another leader");
+        }
         self.absorb(now, id, out);
     }
 

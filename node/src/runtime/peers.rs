@@ -324,7 +324,10 @@ pub(super) async fn run(peer: Arc<Peer>, known: Arc<KnownPeers>, dialer: Arc<dyn
     let mut backoff = BACKOFF_MIN;
     loop {
         match connect(&peer, &known, &dialer).await {
-            Ok(()) => backoff = BACKOFF_MIN,
+            Ok(()) => {
+                tracing::info!(node = %peer.node, address = peer.address.address, "the stream to a peer has ended");
+                backoff = BACKOFF_MIN;
+            }
             Err(status) if known.refused(peer.node, &status) => {
                 return format!(
                     "{} ({}) refuses this node: {}",

@@ -52,6 +52,7 @@ impl World {
         ShardMap {
             version: 1,
             cluster_id: self.plan.seed,
+            incarnation: 1,
             compacted: Revision(0),
             shards: shardmaster::initial_shards(&self.plan.boundaries, &ids),
             groups,

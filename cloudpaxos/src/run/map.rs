@@ -1,0 +1,55 @@
+//! The first shard map of a cluster, from its description.
+
+use crate::config::{Genesis, Member, Role};
+use paxos::{GroupId, NodeId};
+use shardkv::map::{GroupInfo, NodeInfo, SHARDMASTER_GROUP, ShardMap};
+use shardkv::types::Revision;
+use std::collections::BTreeMap;
+
+fn nodes_with(genesis: &Genesis, role: Role) -> Vec<NodeId> {
+    genesis.members.iter().filter(|member| member.roles.has(role)).map(|member| member.id).collect()
+}
+
+/// The shardmaster's group, which the map does not list.
+pub(super) fn shardmaster(genesis: &Genesis) -> GroupInfo {
+    GroupInfo { id: SHARDMASTER_GROUP, replicas: nodes_with(genesis, Role::Shardmaster) }
+}
+
+/// The data groups.
+pub(super) fn data_groups(genesis: &Genesis) -> Vec<GroupInfo> {
+    let replicas = nodes_with(genesis, Role::Shardkv);
+    let first = SHARDMASTER_GROUP.0 + 1;
+    let ids = first..first + u64::from(genesis.data_groups);
+    ids.map(|id| GroupInfo { id: GroupId(id), replicas: replicas.clone() }).collect()
+}
+
+/// The nodes, where the others reach them.
+pub(super) fn node_infos(genesis: &Genesis, addresses: &BTreeMap<NodeId, String>) -> Vec<NodeInfo> {
+    let info = |member: &Member| NodeInfo {
+        id: member.id,
+        name: member.name.to_string(),
+        peer_address: addresses.get(&member.id).cloned().unwrap_or_default(),
+        client_address: String::new(),
+    };
+    genesis.members.iter().map(info).collect()
+}
+
+/// Where the description says that nodes are.
+pub fn described_addresses(genesis: &Genesis) -> BTreeMap<NodeId, String> {
+    genesis.members.iter().map(|member| (member.id, member.peer_address.to_string())).collect()
+}
+
+/// The whole map.
+pub fn first_map(genesis: &Genesis, addresses: &BTreeMap<NodeId, String>) -> ShardMap {
+    let groups = data_groups(genesis);
+    let ids: Vec<GroupId> = groups.iter().map(|group| group.id).collect();
+    ShardMap {
+        version: 1,
+        cluster_id: genesis.cluster_id(),
+        incarnation: genesis.incarnation(),
+        compacted: Revision(0),
+        shards: shardmaster::initial_shards(&genesis.boundaries, &ids),
+        groups,
+        nodes: node_infos(genesis, addresses),
+    }
+}
