@@ -4,9 +4,9 @@
 //! short and is no backup; what has one is complete, and each part's length and SHA-256 stand in it. A part
 //! is an LZ4 frame of keys in ascending order, each a length (varint) and etcd's `KeyValue`.
 //!
-//! - [`create`] reads the keys through a gateway, all at one revision, while the cluster goes on.
-//! - [`read`] reads them back, and believes nothing that it has not checked.
-//! - [`restore`] fills a new node's directory. The restored cluster is another one: it has another id, and
+//! - [`create()`] reads the keys through a gateway, all at one revision, while the cluster goes on.
+//! - [`Reading`] reads them back, and believes nothing that it has not checked.
+//! - [`restore()`] fills a new node's directory. The restored cluster is another one: it has another id, and
 //!   its revisions begin far above those of the backup, so that nobody who knew the old one sees revisions
 //!   go back. Keys keep their revisions and versions; history there is none.
 

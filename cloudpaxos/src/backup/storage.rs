@@ -11,6 +11,17 @@ use object_store::{ObjectStore, ObjectStoreExt};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+/// An error in one line: S3 answers with a page of XML, whose message is what matters.
+fn brief(error: &object_store::Error) -> String {
+    let text = error.to_string();
+    let message = text.split_once("<Message>").and_then(|(_, rest)| rest.split_once("</Message>"));
+    let line = text.lines().next().unwrap_or_default().split(" - Server returned").next().unwrap_or_default();
+    match message {
+        Some((message, _)) => message.to_owned(),
+        None => line.to_owned(),
+    }
+}
+
 /// A place with backups.
 #[derive(Clone)]
 pub struct Storage {
@@ -53,7 +64,7 @@ impl Storage {
     }
 
     fn failed(&self, action: &str, error: object_store::Error) -> BackupError {
-        BackupError::Place { place: self.place.clone(), problem: format!("cannot {action}: {error}") }
+        BackupError::Place { place: self.place.clone(), problem: format!("cannot {action}: {}", brief(&error)) }
     }
 
     /// Writes a file, as a whole or not at all.

@@ -186,6 +186,10 @@ impl Client {
                 }
                 Err(_) => return Err(timed_out(format!("waiting for {address}"))),
             };
+            if never_heard(&status) {
+                troubles.push(format!("{address}: {}", message(&status)));
+                continue;
+            }
             match (kind, status.code()) {
                 // A connection that broke in the middle shows as one of the others.
                 (Kind::Read, Code::Unavailable | Code::Cancelled | Code::Unknown | Code::Internal) => {
@@ -220,7 +224,30 @@ fn address(text: &str, encrypted: bool) -> Result<Address, ClientError> {
     Address::parse(rest).map_err(ClientError::BadEndpoint)
 }
 
+/// Whether the connection was refused before the request was read: for reasons of trust, which in TLS 1.3
+/// shows only behind the client's handshake, or because the server speaks TLS and we do not.
+fn never_heard(status: &Status) -> bool {
+    let mut next = std::error::Error::source(status);
+    while let Some(error) = next {
+        let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+        if kind == Some(std::io::ErrorKind::PermissionDenied) {
+            return true;
+        }
+        next = error.source();
+    }
+    is_tls_alert(status)
+}
+
+/// What a TLS alert looks like to who expects HTTP/2.
+fn is_tls_alert(status: &Status) -> bool {
+    status.message().contains("frame with invalid size")
+}
+
 /// Why a request got no good answer: what the server says, or else what happened to the connection.
 fn message(status: &Status) -> String {
-    std::error::Error::source(status).map(dial::cause).unwrap_or_else(|| status.message().to_owned())
+    match std::error::Error::source(status) {
+        _ if is_tls_alert(status) => "it does not speak plain text; if it speaks TLS, give its CA by --cacert".into(),
+        Some(source) => dial::cause(source),
+        None => status.message().to_owned(),
+    }
 }

@@ -43,12 +43,15 @@ pub enum TokenError {
 pub struct Tokens {
     path: PathBuf,
     current: RwLock<Vec<String>>,
+    /// What was complained of last, so that it is logged once.
+    complaint: RwLock<Option<String>>,
 }
 
 impl Tokens {
     /// Reads a file.
     pub fn open(path: &Path) -> Result<Arc<Tokens>, TokenError> {
-        let tokens = Arc::new(Tokens { path: path.to_owned(), current: RwLock::new(read(path)?) });
+        let tokens =
+            Arc::new(Tokens { path: path.to_owned(), current: RwLock::new(read(path)?), complaint: RwLock::default() });
         reload::watch(&tokens).map_err(|error| TokenError::Unreadable { path: path.to_owned(), error })?;
         Ok(tokens)
     }
@@ -63,15 +66,19 @@ impl Tokens {
 
 impl Reload for Tokens {
     fn reload(&self) {
-        match read(&self.path) {
-            Ok(fresh) => {
-                let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-                if *current != fresh {
-                    *current = fresh;
-                    tracing::info!(file = %self.path.display(), "new API tokens are in use");
-                }
+        let read = read(&self.path);
+        let complaint = read.as_ref().err().map(ToString::to_string);
+        let mut last = self.complaint.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(complaint) = complaint.as_ref().filter(|complaint| last.as_ref() != Some(complaint)) {
+            tracing::error!("the API tokens stay as they were: {complaint}");
+        }
+        *last = complaint;
+        if let Ok(fresh) = read {
+            let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+            if *current != fresh {
+                *current = fresh;
+                tracing::info!(file = %self.path.display(), "new API tokens are in use");
             }
-            Err(error) => tracing::error!("the API tokens stay as they were: {error}"),
         }
     }
 }

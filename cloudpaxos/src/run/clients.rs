@@ -6,7 +6,7 @@ use crate::net::{AccessLayer, Listener};
 use gateway::GatewayConfig;
 use gateway::admin::AdminService;
 use gateway::driver::{self, Handle};
-use gateway::etcd::{self, Info, Limits, NodeStatus, RpcMetrics};
+use gateway::etcd::{self, Info, Limits, NodeStatus, RpcMetrics, Tls};
 use gateway::remote::{LocalNode, Remote, RemoteConfig};
 use node::core::CoreStatus;
 use node::runtime::NodeHandle;
@@ -53,6 +53,7 @@ pub(super) fn services(
         member_id: node.as_ref().map_or(0, |node| node.node().0),
         raft_term: site.genesis.incarnation(),
         limits: limits(site),
+        tls: Tls { clients: site.secured.client.is_some(), peers: site.secured.peer.is_some() },
         node: watch_status(gateway.clone(), node),
     };
     let routes = etcd::routes(gateway, info);

@@ -1,6 +1,6 @@
 //! The Cluster service: clients find the gateways by it.
 
-use super::Context;
+use super::{Context, Tls};
 use crate::call::{AnswerBody, Call};
 use proto::etcdserverpb as pb;
 use proto::etcdserverpb::cluster_server;
@@ -10,16 +10,18 @@ use tonic::{Request, Response, Status};
 
 pub(super) struct Cluster(pub(super) Context);
 
-fn url(address: &str) -> Vec<String> {
-    if address.is_empty() { Vec::new() } else { vec![format!("http://{address}")] }
+fn url(tls: bool, address: &str) -> Vec<String> {
+    let scheme = if tls { "https" } else { "http" };
+    if address.is_empty() { Vec::new() } else { vec![format!("{scheme}://{address}")] }
 }
 
-fn member(node: &NodeInfo) -> pb::Member {
+/// A node; the others speak TLS where this process does.
+fn member(tls: Tls, node: &NodeInfo) -> pb::Member {
     pb::Member {
         id: node.id.0,
         name: node.name.clone(),
-        peer_ur_ls: url(&node.peer_address),
-        client_ur_ls: url(&node.client_address),
+        peer_ur_ls: url(tls.peers, &node.peer_address),
+        client_ur_ls: url(tls.clients, &node.client_address),
         is_learner: false,
     }
 }
@@ -47,7 +49,8 @@ impl cluster_server::Cluster for Cluster {
             },
         };
         let header = Some(self.0.header_without_revision());
-        Ok(Response::new(pb::MemberListResponse { header, members: map.nodes.iter().map(member).collect() }))
+        let members = map.nodes.iter().map(|node| member(self.0.info.tls, node)).collect();
+        Ok(Response::new(pb::MemberListResponse { header, members }))
     }
 
     async fn member_add(&self, _: Request<pb::MemberAddRequest>) -> Result<Response<pb::MemberAddResponse>, Status> {

@@ -48,8 +48,19 @@ pub struct Info {
     pub raft_term: u64,
     /// Limits on requests.
     pub limits: Limits,
+    /// Where TLS is spoken.
+    pub tls: Tls,
     /// What only the node knows.
     pub node: Arc<dyn Fn() -> NodeStatus + Send + Sync>,
+}
+
+/// Where TLS is spoken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tls {
+    /// With clients.
+    pub clients: bool,
+    /// Between nodes.
+    pub peers: bool,
 }
 
 /// What a node tells about itself for `Status`.

@@ -8,7 +8,7 @@ pub mod transcript;
 
 use gateway::GatewayConfig;
 use gateway::driver::{Handle, Links, Replies, start};
-use gateway::etcd::{Info, Limits, NodeStatus, routes, serve};
+use gateway::etcd::{Info, Limits, NodeStatus, Tls, routes, serve};
 use paxos::{GroupId, NodeId, Slot, StateMachine};
 use shardkv::command::{Batch, Command, Outcome};
 use shardkv::map::{GroupInfo, NodeInfo, SHARDMASTER_GROUP, ShardInfo, ShardMap};
@@ -182,7 +182,14 @@ pub async fn server(shards: &[(&'static str, u64)]) -> String {
         is_ready: true,
         ..NodeStatus::default()
     };
-    let info = Info { cluster_id: 7, member_id: NODE.0, raft_term: 1, limits: Limits::default(), node: Arc::new(node) };
+    let info = Info {
+        cluster_id: 7,
+        member_id: NODE.0,
+        raft_term: 1,
+        limits: Limits::default(),
+        tls: Tls::default(),
+        node: Arc::new(node),
+    };
     let routes = routes(gateway(shards), info);
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port");
     let address = listener.local_addr().expect("a bound listener has one");

@@ -123,10 +123,14 @@ impl KnownPeers {
             ));
         };
         if theirs.cluster != self.ours.cluster {
-            return Err(self.refusal(STRANGER, format!(
-                "this node belongs to cluster {:016x}, the caller to {:016x}: check --initial-cluster and --cluster-token",
-                self.ours.cluster, theirs.cluster
-            )));
+            return Err(self.refusal(
+                STRANGER,
+                format!(
+                    "this node belongs to cluster {:016x}, the caller to {:016x}: check --initial-cluster, \
+                 --cluster-token, --data-groups and --shard-boundaries",
+                    self.ours.cluster, theirs.cluster
+                ),
+            ));
         }
         let Some(name) = self.names.get(&theirs.node) else {
             return Err(self.refusal(STRANGER, format!("{} is no node of this cluster", theirs.node)));

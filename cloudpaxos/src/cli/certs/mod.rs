@@ -189,7 +189,9 @@ fn init(dir: &Path) -> Result<Vec<PathBuf>, Failure> {
         if certificate.exists() && key.exists() {
             continue;
         }
-        let mut parameters = parameters(&format!("CloudPaxos CA of {}", authority.word()), &[], AUTHORITY_DAYS)?;
+        // Of two authorities with one name, a verifier cannot tell which has signed a certificate or a list.
+        let name = format!("CloudPaxos CA of {} {:08x}", authority.word(), rand::random::<u32>());
+        let mut parameters = parameters(&name, &[], AUTHORITY_DAYS)?;
         parameters.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let pair = KeyPair::generate().map_err(unmade)?;
