@@ -249,9 +249,10 @@ impl Replica {
                     next = Slot(next.0 + entries.len() as u64);
                     messages.push(Message::AcceptSync { ballot, cut, start, end, entries, decided });
                     peer.decided_sent = decided;
+                    // Only then: every proposal comes by here, and one that got lost must be missed some time.
+                    peer.moved_at = now;
                 }
                 peer.phase = PeerPhase::Syncing { cut, end, next };
-                peer.moved_at = now;
             }
             PeerPhase::Replicating { next } if next < log.0 => {
                 // Only a snapshot helps, and the peer has just told where it stands.
