@@ -235,19 +235,24 @@ fn never_heard(status: &Status) -> bool {
         }
         next = error.source();
     }
-    is_tls_alert(status)
+    is_tls_alert(&told(status))
 }
 
 /// What a TLS alert looks like to who expects HTTP/2.
-fn is_tls_alert(status: &Status) -> bool {
-    status.message().contains("frame with invalid size")
+fn is_tls_alert(text: &str) -> bool {
+    text.contains("frame with invalid size")
 }
 
-/// Why a request got no good answer: what the server says, or else what happened to the connection.
+/// What the server says, or else what happened to the connection.
+fn told(status: &Status) -> String {
+    std::error::Error::source(status).map_or_else(|| status.message().to_owned(), dial::cause)
+}
+
+/// Why a request got no good answer.
 fn message(status: &Status) -> String {
-    match std::error::Error::source(status) {
-        _ if is_tls_alert(status) => "it does not speak plain text; if it speaks TLS, give its CA by --cacert".into(),
-        Some(source) => dial::cause(source),
-        None => status.message().to_owned(),
+    let text = told(status);
+    match is_tls_alert(&text) {
+        true => "it does not speak plain text; if it speaks TLS, give its CA by --cacert".to_owned(),
+        false => text,
     }
 }

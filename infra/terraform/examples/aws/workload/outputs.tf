@@ -1,0 +1,4 @@
+output "endpoint" {
+  description = "Where clients inside the Kubernetes cluster find CloudPaxos."
+  value       = module.cloudpaxos.endpoint
+}

@@ -1,0 +1,4 @@
+terraform {
+  # plantimestamp() and terraform_data.
+  required_version = ">= 1.5"
+}
