@@ -24,6 +24,8 @@ def rendered(directory: Path) -> list[dict]:
 
 def pod_template(document: dict) -> dict | None:
     """The pod that a workload makes, as metadata and spec."""
+    if document["kind"] == "CronJob":
+        return document["spec"]["jobTemplate"]["spec"]["template"]
     return document["spec"].get("template") if document["kind"] in ("Deployment", "StatefulSet", "Job") else None
 
 

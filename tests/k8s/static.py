@@ -22,10 +22,10 @@ NAMESPACE = "cloudpaxos"
 CLUSTER_WIDE = {"Namespace", "PriorityClass"}
 # Of a plain cluster. Anything else needs a definition that it may not have.
 BUILT_IN = {
-    "v1": {"Namespace", "ServiceAccount", "ConfigMap", "Service"},
+    "v1": {"Namespace", "ServiceAccount", "ConfigMap", "PersistentVolumeClaim", "Service"},
     "apps/v1": {"Deployment", "StatefulSet"},
     "autoscaling/v2": {"HorizontalPodAutoscaler"},
-    "batch/v1": {"Job"},
+    "batch/v1": {"CronJob", "Job"},
     "networking.k8s.io/v1": {"NetworkPolicy"},
     "policy/v1": {"PodDisruptionBudget"},
     "rbac.authorization.k8s.io/v1": {"Role", "RoleBinding"},
@@ -283,7 +283,7 @@ def conversations(objects: Objects) -> Iterator[str]:
 
 def probes(objects: Objects) -> Iterator[str]:
     for workload in filter(pod_template, objects.all):
-        if workload["kind"] == "Job":
+        if workload["kind"] in ("CronJob", "Job"):
             continue
         for container in pod_template(workload)["spec"]["containers"]:
             where = f"{title(workload)}, {container['name']}"

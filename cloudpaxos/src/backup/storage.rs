@@ -83,6 +83,23 @@ impl Storage {
         }
     }
 
+    /// Deletes a backup: the manifest first, so that what is left of a deletion that was cut short is no backup.
+    pub async fn delete(&self, name: &str) -> Result<(), BackupError> {
+        let prefix = self.prefix.clone().join(name);
+        let failed = |error| self.failed(&format!("delete {name}"), error);
+        let mut files: Vec<Path> =
+            self.store.list(Some(&prefix)).map_ok(|file| file.location).try_collect().await.map_err(failed)?;
+        files.sort_by_key(|file| file.filename() != Some(manifest::FILE));
+        for file in files {
+            match self.store.delete(&file).await {
+                // Somebody else was faster.
+                Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        Ok(())
+    }
+
     /// A backup's manifest.
     pub async fn manifest(&self, name: &str) -> Result<Manifest, BackupError> {
         match self.get(name, manifest::FILE).await? {

@@ -31,6 +31,23 @@ AWS_ENDPOINT and the like.")]
     List(PlaceOptions),
     /// Read a backup and check all of it.
     Verify(VerifyOptions),
+    /// Delete all but the newest backups, and what was cut short before the newest.
+    #[command(after_help = "\
+Without a complete backup nothing is deleted.
+
+Example:
+  cloudpaxos backup prune --from /var/backups/cloudpaxos --keep 7")]
+    Prune(PruneOptions),
+}
+
+/// How many backups to keep.
+#[derive(Args, Clone, Debug)]
+pub struct PruneOptions {
+    /// So many of the newest complete ones stay.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    keep: u32,
+    #[command(flatten)]
+    place: PlaceOptions,
 }
 
 /// What to back up, and where.
@@ -90,6 +107,7 @@ pub(super) async fn run(command: BackupCommand) -> Result<(), Failure> {
         BackupCommand::Create(options) => create(options).await,
         BackupCommand::List(options) => list(options).await,
         BackupCommand::Verify(options) => verify(options).await,
+        BackupCommand::Prune(options) => prune(options).await,
     }
 }
 
@@ -184,6 +202,32 @@ async fn verify(options: VerifyOptions) -> Result<(), Failure> {
             manifest.revision,
             manifest.parts.len()
         )),
+    }
+}
+
+async fn prune(options: PruneOptions) -> Result<(), Failure> {
+    let storage = Storage::open(&options.place.from, false)?;
+    let (mut complete, mut incomplete) = (Vec::new(), Vec::new());
+    for (name, whole) in storage.list().await? {
+        match whole {
+            true => complete.push((storage.manifest(&name).await?.created, name)),
+            false => incomplete.push(name),
+        }
+    }
+    complete.sort();
+    let newest = complete.last().map(|(_, name)| name.clone());
+    let surplus = complete.len().saturating_sub(options.keep as usize);
+    let mut deleted: Vec<String> = complete.drain(..surplus).map(|(_, name)| name).collect();
+    // By their names, which begin with the time unless somebody chose otherwise: one that is being made now
+    // comes behind the newest.
+    deleted.extend(incomplete.into_iter().filter(|name| newest.as_ref().is_some_and(|newest| name < newest)));
+    for name in &deleted {
+        storage.delete(name).await?;
+    }
+    match options.place.output.output {
+        Format::Json => output::json(&json!({ "deleted": deleted })),
+        Format::Table if deleted.is_empty() => output::line("nothing to delete"),
+        Format::Table => deleted.iter().try_for_each(|name| output::line(format!("deleted {name}"))),
     }
 }
 

@@ -149,6 +149,19 @@ async fn a_backup_under_load_becomes_another_cluster() {
     let (old, at_revision) = all(&endpoints[0], revision).await;
     assert_eq!(at_revision.len(), KEYS as usize);
 
+    // What was cut short sorts before the newest, and goes with the surplus.
+    run_well(&["backup", "create", "--to", &backups, "--name", "whole-2", "--endpoints", address(&endpoints[0])]);
+    run_well(&["backup", "prune", "--from", &backups, "--keep", "2"]);
+    let left: Vec<_> = std::fs::read_dir(&backups)
+        .expect("readable")
+        .map(|entry| entry.expect("readable").path())
+        .filter(|path| path.join("manifest.json").exists())
+        .filter_map(|path| path.file_name().map(|name| name.to_string_lossy().into_owned()))
+        .collect();
+    assert_eq!(left.len(), 2, "{left:?}");
+    let listed = run_well(&["backup", "list", "--from", &backups]);
+    assert!(!listed.contains("incomplete"), "{listed}");
+
     let (mut nodes, restored) = restore(parent.path(), &backups, "whole");
     let deadline = Instant::now() + LIMIT;
     for endpoint in &restored {
