@@ -265,6 +265,7 @@ def conversations(objects: Objects) -> Iterator[str]:
     cluster, replicas = ["shardmaster", "shardkv", "gateway"], ["shardmaster", "shardkv"]
     wanted = {(source, target, "peer") for source in cluster for target in replicas}
     wanted |= {("prometheus", target, "metrics") for target in cluster} | {("grafana", "prometheus", "web")}
+    wanted |= {(source, "otel-collector", "otlp") for source in cluster}
     every = {
         (source, target, port["name"])
         for source in pods
