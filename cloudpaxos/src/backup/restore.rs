@@ -12,6 +12,9 @@ use shardkv::map::SHARDMASTER_GROUP;
 use shardkv::ops::KeyValue as Pair;
 use shardkv::types::Revision;
 
+/// The highest revision that a cluster may begin with.
+const FLOOR_MAX: u64 = i64::MAX as u64 / 2;
+
 /// What was restored.
 #[derive(Debug)]
 pub struct Restored {
@@ -39,10 +42,13 @@ pub async fn restore(
     let missing = |option: &str| Failure::Usage(format!("{option} is missing: a restore forms a new cluster"));
     let path = config.data_dir.as_deref().ok_or_else(|| missing("--data-dir"))?;
     let mut genesis = config.genesis.clone().ok_or_else(|| missing("--initial-cluster"))?;
-    let descent = Descent { backup: manifest.number()?, incarnation: manifest.incarnation + 1 };
+    // etcd's API has revisions of 63 bits; half of them must be left.
+    let floor = manifest.revision.checked_add(bump).filter(|floor| *floor <= FLOOR_MAX);
+    let too_high = || Failure::Usage(format!("--revision-bump: {bump} above {} is too high", manifest.revision));
+    let floor = floor.ok_or_else(too_high)?;
+    let descent = Descent { backup: manifest.number()?, incarnation: manifest.incarnation.saturating_add(1), floor };
     genesis.descent = Some(descent);
-    let floor = manifest.revision.saturating_add(bump);
-    let restoring = match identity::begin_restore(path, descent.backup)? {
+    let restoring = match identity::begin_restore(path, descent)? {
         Found::Restored(identity) => {
             return Ok(Restored { identity: *identity, floor, keys: 0, already: true });
         }

@@ -144,6 +144,8 @@ pub struct Descent {
     pub backup: u64,
     /// The cluster's incarnation: one more than that of the cluster that was backed up.
     pub incarnation: u64,
+    /// Its revisions begin above this; replicas that began at different ones would never agree.
+    pub floor: u64,
 }
 
 impl Genesis {
@@ -164,6 +166,7 @@ impl Genesis {
         if let Some(descent) = &self.descent {
             hash.number(descent.backup);
             hash.number(descent.incarnation);
+            hash.number(descent.floor);
         }
         hash.0.max(1)
     }

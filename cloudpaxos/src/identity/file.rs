@@ -80,6 +80,9 @@ struct Stored {
     restored_from: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     cluster_incarnation: Option<u64>,
+    /// Where its revisions began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    revision_floor: Option<u64>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -113,6 +116,7 @@ pub(super) fn encode(identity: &Identity) -> String {
         shard_boundaries: genesis.boundaries.iter().map(|key| hex(key)).collect(),
         restored_from: genesis.descent.map(|descent| format!("{:016x}", descent.backup)),
         cluster_incarnation: genesis.descent.map(|descent| descent.incarnation),
+        revision_floor: genesis.descent.map(|descent| descent.floor),
     };
     let json = serde_json::to_string(&stored).expect("a struct of texts and numbers is always JSON");
     format!("{json}\ncrc32 {:08x}\n", crc32fast::hash(json.as_bytes()))
@@ -161,9 +165,12 @@ fn restore(stored: Stored) -> Result<Identity, String> {
             members: stored.members.into_iter().map(member).collect::<Result<_, _>>()?,
             data_groups: stored.data_groups,
             boundaries: stored.shard_boundaries.iter().map(|text| unhex(text)).collect::<Result<_, _>>()?,
-            descent: match (&stored.restored_from, stored.cluster_incarnation) {
-                (Some(backup), Some(incarnation)) => Some(Descent { backup: number(backup)?, incarnation }),
-                _ => None,
+            descent: match (&stored.restored_from, stored.cluster_incarnation, stored.revision_floor) {
+                (Some(backup), Some(incarnation), Some(floor)) => {
+                    Some(Descent { backup: number(backup)?, incarnation, floor })
+                }
+                (None, None, None) => None,
+                _ => return Err("it says only a part of what it was restored from".to_owned()),
             },
         },
     };

@@ -21,7 +21,7 @@ mod file;
 
 pub use error::IdentityError;
 
-use crate::config::{Genesis, NodeName};
+use crate::config::{Descent, Genesis, NodeName};
 use error::IoContext;
 use node::runtime::RESERVE;
 use paxos::NodeId;
@@ -124,21 +124,28 @@ pub enum Found {
     Restored(Box<Identity>),
 }
 
-/// Makes a directory ready to be filled from the backup with this id.
-pub fn begin_restore(path: &Path, backup: u64) -> Result<Found, IdentityError> {
+/// Makes a directory ready to be filled as the node of a cluster that was restored so.
+pub fn begin_restore(path: &Path, descent: Descent) -> Result<Found, IdentityError> {
     let marker = path.join(RESTORING);
+    let inhabited = |identity: Identity| match identity.genesis.descent == Some(descent) {
+        true => Ok(Found::Restored(Box::new(identity))),
+        false => Err(IdentityError::NotEmpty { path: path.to_owned(), name: identity.name.to_string() }),
+    };
     if let Some(identity) = file::read(path)? {
-        let same = identity.genesis.descent.is_some_and(|descent| descent.backup == backup);
-        return match same {
-            true => Ok(Found::Restored(Box::new(identity))),
-            false => Err(IdentityError::NotEmpty { path: path.to_owned(), name: identity.name.to_string() }),
-        };
+        return inhabited(identity);
     }
     if !marker.exists() {
         refuse_foreign(path)?;
     }
     make_directory(path)?;
     let lock = lock(path)?;
+    // Again under the lock: another restore may have come to its end meanwhile.
+    if let Some(identity) = file::read(path)? {
+        return inhabited(identity);
+    }
+    if !marker.exists() {
+        refuse_foreign(path)?;
+    }
     File::create(&marker).and_then(|file| file.sync_all()).context("write", &marker)?;
     file::sync_directory(path)?;
     let store = path.join("store");

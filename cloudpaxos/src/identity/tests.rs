@@ -239,3 +239,40 @@ fn one_process_at_a_time() {
     drop(held);
     assert!(open_again(base.path()).is_ok(), "the lock goes with its holder");
 }
+
+#[test]
+fn a_directory_that_a_restore_left_half_full_starts_no_node_and_can_be_filled_again() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("n1");
+    let descent = Descent { backup: 9, incarnation: 2, floor: 1000 };
+    let restored = Genesis { descent: Some(descent), ..genesis("t") };
+    let name = NodeName::parse("n1").expect("a name");
+    let claim = Claim { name: &name, token: None, genesis: Some(&restored), lease_ms: 800 };
+    let begin = |descent| begin_restore(&path, descent);
+    let Ok(Found::Empty(cut_short)) = begin(descent) else { panic!("it is empty") };
+    assert!(matches!(begin(descent), Err(IdentityError::InUse { .. })), "one restore at a time");
+    std::fs::create_dir(path.join("store")).expect("writable");
+    drop(cut_short);
+    assert!(matches!(open(&path, claim), Err(IdentityError::RestoreCutShort { .. })));
+
+    let Ok(Found::Empty(restoring)) = begin(descent) else { panic!("it begins anew") };
+    assert!(!path.join("store").exists(), "what was left is gone");
+    let identity = restoring.finish(claim).expect("it is the node's now");
+    assert_eq!(identity.genesis.descent, Some(descent));
+    assert!(matches!(begin(descent), Ok(Found::Restored(_))), "done again, it changes nothing");
+    let other = Descent { floor: 2000, ..descent };
+    assert!(matches!(begin(other), Err(IdentityError::NotEmpty { .. })), "another cluster's floor");
+    let opened = open(&path, claim).expect("it starts");
+    assert_eq!((opened.identity.boot, opened.identity.genesis.descent), (2, Some(descent)));
+}
+
+#[test]
+fn how_a_cluster_was_restored_is_part_of_its_id() {
+    let plain = genesis("t");
+    let descent = Descent { backup: 9, incarnation: 2, floor: 1000 };
+    let id = |descent| Genesis { descent: Some(descent), ..plain.clone() }.cluster_id();
+    let others =
+        [Descent { backup: 8, ..descent }, Descent { incarnation: 3, ..descent }, Descent { floor: 1001, ..descent }];
+    assert_ne!(plain.cluster_id(), id(descent));
+    assert!(others.into_iter().all(|other| id(other) != id(descent)));
+}
