@@ -38,7 +38,7 @@ pub fn start<L: Links>(config: GatewayConfig, links: impl FnOnce(Replies) -> L) 
             gateway: Gateway::new(config),
             waiting: BTreeMap::new(),
             next_token: 0,
-            map_version: 0,
+            map_version: (0, 0),
             armed: None,
         }),
         cluster: Default::default(),
@@ -151,7 +151,7 @@ struct State {
     waiting: BTreeMap<u64, oneshot::Sender<Result<Answer, CallError>>>,
     next_token: u64,
     /// The map that the links were told of.
-    map_version: u64,
+    map_version: (u64, u64),
     /// When the timer task wakes.
     armed: Option<Time>,
 }
@@ -227,9 +227,9 @@ impl Inner {
             state.armed = Some(wake_at);
             self.timer.notify_one();
         }
-        let map = state.gateway.map().filter(|map| map.version != state.map_version).cloned();
+        let map = state.gateway.map().filter(|map| (map.incarnation, map.version) != state.map_version).cloned();
         if let Some(map) = &map {
-            state.map_version = map.version;
+            state.map_version = (map.incarnation, map.version);
             self.cluster.0.store(map.cluster_id, Ordering::Relaxed);
             self.cluster.1.store(map.incarnation, Ordering::Relaxed);
         }

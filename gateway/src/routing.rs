@@ -52,9 +52,10 @@ impl Router {
         self.map.as_ref().map_or(0, |map| map.version)
     }
 
-    /// Takes a map if it is newer and sound. Returns whether it did.
+    /// Takes a map if it is newer and sound. Returns whether it did. Versions begin anew with a restore.
     pub(crate) fn adopt(&mut self, map: ShardMap) -> bool {
-        if map.version <= self.map_version() || map.check().is_err() {
+        let known = self.map.as_ref().map_or((0, 0), |map| (map.incarnation, map.version));
+        if (map.incarnation, map.version) <= known || map.check().is_err() {
             return false;
         }
         self.groups.retain(|group, _| *group == SHARDMASTER_GROUP || map.group(*group).is_some());

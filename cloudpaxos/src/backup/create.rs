@@ -6,7 +6,7 @@
 
 use super::manifest::{self, Manifest, PartInfo, sha256};
 use super::{BackupError, Storage};
-use crate::cli::client::{Client, Kind};
+use crate::cli::client::{Client, ClientError, Kind};
 use crate::failure::Failure;
 use bytes::Bytes;
 use lz4_flex::frame::FrameEncoder;
@@ -15,7 +15,12 @@ use proto::admin::ShardsListRequest;
 use proto::etcdserverpb::{RangeRequest, RangeResponse};
 use proto::mvccpb::KeyValue;
 use std::io::Write;
+use std::time::{Duration, Instant};
+use tonic::Code;
 
+/// How long a page is asked for again, and how often.
+const PATIENCE: Duration = Duration::from_secs(60);
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// Bytes of a part, before compression, more or less.
 const PART_BYTES: usize = 32 << 20;
 /// Bytes of a page, more or less, and how many keys it may have.
@@ -57,7 +62,8 @@ pub async fn create(
         ..Default::default()
     };
     let first = range(client, count).await?;
-    let header = first.header.unwrap_or_default();
+    let headless = || Failure::Run("the answer has no header; is that a gateway of CloudPaxos?".into());
+    let header = first.header.filter(|header| header.revision > 0).ok_or_else(headless)?;
     let mut making = Making {
         client,
         storage,
@@ -92,9 +98,26 @@ pub async fn create(
     Ok(manifest)
 }
 
-async fn range(client: &Client, request: RangeRequest) -> Result<RangeResponse, Failure> {
-    let answer = client.kv(Kind::Read, async |kv| kv.range(request.clone()).await).await?;
-    Ok(answer)
+/// Asks again for a while: a gateway that restarts must not cost what was read so far.
+async fn range(client: &Client, request: RangeRequest) -> Result<RangeResponse, ClientError> {
+    let began = Instant::now();
+    loop {
+        let error = match client.kv(Kind::Read, async |kv| kv.range(request.clone()).await).await {
+            Ok(answer) => return Ok(answer),
+            Err(error) => error,
+        };
+        let passes = match &error {
+            ClientError::Unreachable(_) | ClientError::TimedOut { .. } => true,
+            ClientError::Refused { status, .. } => {
+                matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled)
+            }
+            ClientError::BadEndpoint(_) | ClientError::UnknownOutcome { .. } => false,
+        };
+        if !passes || began.elapsed() > PATIENCE {
+            return Err(error);
+        }
+        tokio::time::sleep(RETRY_PAUSE).await;
+    }
 }
 
 struct Making<'a> {
@@ -121,10 +144,22 @@ impl Making<'_> {
                 limit: i64::try_from(self.page).unwrap_or(i64::MAX),
                 ..Default::default()
             };
-            let answer = range(self.client, request).await?;
+            let answer = match range(self.client, request.clone()).await {
+                // Values have become larger: a smaller page, down to one key.
+                Err(ClientError::Refused { status, .. })
+                    if status.code() == Code::ResourceExhausted && self.page > 1 =>
+                {
+                    self.page = (self.page / 4).max(1);
+                    key = request.key;
+                    continue;
+                }
+                answer => answer?,
+            };
             let Some(last) = answer.kvs.last().map(|pair| pair.key.clone()) else { return Ok(()) };
             let (keys, bytes) = (answer.kvs.len() as u64, self.add(&answer.kvs));
-            self.page = (keys * PAGE_BYTES / bytes.max(1)).clamp(PAGE_KEYS_MIN, PAGE_KEYS_MAX);
+            // What comes may be larger than what came: a page has at most twice the keys of the last one.
+            let fitting = (keys * PAGE_BYTES / bytes.max(1)).clamp(PAGE_KEYS_MIN, PAGE_KEYS_MAX);
+            self.page = fitting.min(2 * self.page);
             progress(self.manifest.keys + self.keys, self.manifest.bytes);
             if self.raw.len() >= PART_BYTES {
                 self.part().await?;

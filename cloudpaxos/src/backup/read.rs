@@ -49,7 +49,8 @@ impl<'s> Reading<'s> {
         for pair in &pairs {
             let ascends = self.last_key.as_ref().is_none_or(|last| *last < pair.key);
             let revision = u64::try_from(pair.mod_revision).unwrap_or(u64::MAX);
-            if !ascends || pair.key.is_empty() || revision > self.manifest.revision || revision == 0 {
+            let lived = pair.create_revision >= 1 && pair.create_revision <= pair.mod_revision && pair.version >= 1;
+            if !ascends || pair.key.is_empty() || revision > self.manifest.revision || !lived {
                 let key = String::from_utf8_lossy(&pair.key).into_owned();
                 return Err(self.damaged(&info.file, format!("the key `{key}` has no place there")));
             }

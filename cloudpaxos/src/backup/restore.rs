@@ -48,7 +48,7 @@ pub async fn restore(
     let floor = floor.ok_or_else(too_high)?;
     let descent = Descent { backup: manifest.number()?, incarnation: manifest.incarnation.saturating_add(1), floor };
     genesis.descent = Some(descent);
-    let restoring = match identity::begin_restore(path, descent)? {
+    let restoring = match identity::begin_restore(path, &config.name, &genesis)? {
         Found::Restored(identity) => {
             return Ok(Restored { identity: *identity, floor, keys: 0, already: true });
         }

@@ -119,6 +119,16 @@ fn check_name(name: &str) -> Result<(), Failure> {
     }
 }
 
+/// Whether a name is one that `create` gives by itself, as in 20261125T120000Z.
+fn is_time(name: &str) -> bool {
+    let digit_or = |(at, byte): (usize, u8)| match at {
+        8 => byte == b'T',
+        15 => byte == b'Z',
+        _ => byte.is_ascii_digit(),
+    };
+    name.len() == 16 && name.bytes().enumerate().all(digit_or)
+}
+
 fn bar(keys: u64) -> ProgressBar {
     let bar = ProgressBar::new(keys);
     let style = ProgressStyle::with_template("{bar:30} {human_pos} of {human_len} keys, {elapsed}, {msg}{eta} left");
@@ -218,9 +228,9 @@ async fn prune(options: PruneOptions) -> Result<(), Failure> {
     let newest = complete.last().map(|(_, name)| name.clone());
     let surplus = complete.len().saturating_sub(options.keep as usize);
     let mut deleted: Vec<String> = complete.drain(..surplus).map(|(_, name)| name).collect();
-    // By their names, which begin with the time unless somebody chose otherwise: one that is being made now
-    // comes behind the newest.
-    deleted.extend(incomplete.into_iter().filter(|name| newest.as_ref().is_some_and(|newest| name < newest)));
+    // Only where both names are times, by which one that is being made now comes behind the newest.
+    let older = |name: &String| newest.as_ref().is_some_and(|newest| is_time(name) && is_time(newest) && name < newest);
+    deleted.extend(incomplete.into_iter().filter(older));
     for name in &deleted {
         storage.delete(name).await?;
     }

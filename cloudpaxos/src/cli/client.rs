@@ -22,6 +22,8 @@ use tonic::{Code, Request, Status};
 
 /// One endpoint that does not answer must leave time for the others.
 const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(2);
+/// What a server is told above what is left.
+const PATIENCE_MARGIN: Duration = Duration::from_secs(1);
 /// Longest answer taken: more than any page that we ask for.
 const ANSWER_BYTES_MAX: usize = 256 * 1024 * 1024;
 
@@ -74,9 +76,12 @@ pub enum Kind {
 /// A connection whose requests carry the token, if there is one.
 pub type Access = InterceptedService<Channel, Bearer>;
 
-/// Adds a token to requests.
+/// Adds a token to requests, and how long they may take.
 #[derive(Clone, Debug, Default)]
-pub struct Bearer(Option<MetadataValue<Ascii>>);
+pub struct Bearer {
+    token: Option<MetadataValue<Ascii>>,
+    patience: Option<MetadataValue<Ascii>>,
+}
 
 impl Bearer {
     /// The first token in a file.
@@ -86,7 +91,7 @@ impl Bearer {
         let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
         let token = lines.next().and_then(|token| format!("Bearer {token}").parse().ok());
         match token {
-            Some(value) => Ok(Bearer(Some(value))),
+            Some(value) => Ok(Bearer { token: Some(value), patience: None }),
             None => Err(Failure::Usage(format!("--token-file: {} holds no token", path.display()))),
         }
     }
@@ -94,8 +99,11 @@ impl Bearer {
 
 impl Interceptor for Bearer {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(value) = &self.0 {
+        if let Some(value) = &self.token {
             request.metadata_mut().insert("authorization", value.clone());
+        }
+        if let Some(value) = &self.patience {
+            request.metadata_mut().insert("grpc-timeout", value.clone());
         }
         Ok(request)
     }
@@ -177,7 +185,12 @@ impl Client {
                 }
                 Err(_) => return Err(timed_out(format!("connecting to {address}"))),
             };
-            let status = match timeout_at(deadline, call(InterceptedService::new(channel, self.bearer.clone()))).await {
+            // So that the server does not give up earlier. A little more than we wait, for the library applies it,
+            // too, and its words say less than ours.
+            let left = deadline.saturating_duration_since(Instant::now()) + PATIENCE_MARGIN;
+            let left = left.as_millis().min(99_999_999);
+            let bearer = Bearer { patience: format!("{left}m").parse().ok(), ..self.bearer.clone() };
+            let status = match timeout_at(deadline, call(InterceptedService::new(channel, bearer))).await {
                 Ok(Ok(answer)) => return Ok(answer.into_inner()),
                 Ok(Err(status)) => status,
                 Err(_) if kind == Kind::Write => {

@@ -25,7 +25,10 @@ pub enum IdentityError {
         path: PathBuf,
     },
     /// A restore would overwrite a node.
-    #[error("{} is the directory of {name} already; restore into an empty one", path.display())]
+    #[error(
+        "{} is the directory of {name} already, of another cluster or one that was restored with other settings; restore \
+         into an empty one", path.display()
+    )]
     NotEmpty {
         /// The directory.
         path: PathBuf,

@@ -21,7 +21,7 @@ mod file;
 
 pub use error::IdentityError;
 
-use crate::config::{Descent, Genesis, NodeName};
+use crate::config::{Genesis, NodeName};
 use error::IoContext;
 use node::runtime::RESERVE;
 use paxos::NodeId;
@@ -124,10 +124,10 @@ pub enum Found {
     Restored(Box<Identity>),
 }
 
-/// Makes a directory ready to be filled as the node of a cluster that was restored so.
-pub fn begin_restore(path: &Path, descent: Descent) -> Result<Found, IdentityError> {
+/// Makes a directory ready to be filled as this node of this restored cluster.
+pub fn begin_restore(path: &Path, name: &NodeName, genesis: &Genesis) -> Result<Found, IdentityError> {
     let marker = path.join(RESTORING);
-    let inhabited = |identity: Identity| match identity.genesis.descent == Some(descent) {
+    let inhabited = |identity: Identity| match identity.genesis == *genesis && identity.name == *name {
         true => Ok(Found::Restored(Box::new(identity))),
         false => Err(IdentityError::NotEmpty { path: path.to_owned(), name: identity.name.to_string() }),
     };

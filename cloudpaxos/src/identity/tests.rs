@@ -1,5 +1,5 @@
 use super::*;
-use crate::config::{Address, Member, Role, Roles};
+use crate::config::{Address, Descent, Member, Role, Roles};
 use std::process::Command;
 
 fn name(text: &str) -> NodeName {
@@ -248,20 +248,22 @@ fn a_directory_that_a_restore_left_half_full_starts_no_node_and_can_be_filled_ag
     let restored = Genesis { descent: Some(descent), ..genesis("t") };
     let name = NodeName::parse("n1").expect("a name");
     let claim = Claim { name: &name, token: None, genesis: Some(&restored), lease_ms: 800 };
-    let begin = |descent| begin_restore(&path, descent);
-    let Ok(Found::Empty(cut_short)) = begin(descent) else { panic!("it is empty") };
-    assert!(matches!(begin(descent), Err(IdentityError::InUse { .. })), "one restore at a time");
+    let begin = |genesis: &Genesis| begin_restore(&path, &name, genesis);
+    let Ok(Found::Empty(cut_short)) = begin(&restored) else { panic!("it is empty") };
+    assert!(matches!(begin(&restored), Err(IdentityError::InUse { .. })), "one restore at a time");
     std::fs::create_dir(path.join("store")).expect("writable");
     drop(cut_short);
     assert!(matches!(open(&path, claim), Err(IdentityError::RestoreCutShort { .. })));
 
-    let Ok(Found::Empty(restoring)) = begin(descent) else { panic!("it begins anew") };
+    let Ok(Found::Empty(restoring)) = begin(&restored) else { panic!("it begins anew") };
     assert!(!path.join("store").exists(), "what was left is gone");
     let identity = restoring.finish(claim).expect("it is the node's now");
     assert_eq!(identity.genesis.descent, Some(descent));
-    assert!(matches!(begin(descent), Ok(Found::Restored(_))), "done again, it changes nothing");
-    let other = Descent { floor: 2000, ..descent };
-    assert!(matches!(begin(other), Err(IdentityError::NotEmpty { .. })), "another cluster's floor");
+    assert!(matches!(begin(&restored), Ok(Found::Restored(_))), "done again, it changes nothing");
+    let other = Genesis { descent: Some(Descent { floor: 2000, ..descent }), ..restored.clone() };
+    assert!(matches!(begin(&other), Err(IdentityError::NotEmpty { .. })), "another cluster's floor");
+    let corrected = Genesis { data_groups: 3, ..restored.clone() };
+    assert!(matches!(begin(&corrected), Err(IdentityError::NotEmpty { .. })), "other settings");
     let opened = open(&path, claim).expect("it starts");
     assert_eq!((opened.identity.boot, opened.identity.genesis.descent), (2, Some(descent)));
 }

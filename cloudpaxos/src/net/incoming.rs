@@ -17,6 +17,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -24,6 +25,8 @@ use tonic::transport::server::Connected;
 
 /// A handshake takes two round trips; whoever needs longer is not one of ours.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Clients speak first, at once: HTTP/2 has its preface, HTTP/1.1 its request.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long, and how much, a client that was refused may go on talking.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 const FAREWELL_READS_MAX: usize = 16;
@@ -151,7 +154,7 @@ impl Listener {
         let open = Open::new(slot, self.figures.clone());
         let Some(tls) = self.tls.clone() else {
             let identity = PeerIdentity { address, certificate: None };
-            let connection = Connection { stream: Transport::Plain(stream), identity, _open: open };
+            let connection = Connection::new(Transport::Plain(stream), identity, open);
             // Where nobody takes it any more, the port is closed.
             drop(ready.send(Ok(connection)).await);
             return;
@@ -191,7 +194,7 @@ async fn handshake(
     let (_, session) = stream.get_ref();
     let certificate = session.peer_certificates().and_then(<[_]>::first).map(common_name);
     let identity = PeerIdentity { address, certificate };
-    Ok(Connection { stream: Transport::Tls(Box::new(stream)), identity, _open: open })
+    Ok(Connection::new(Transport::Tls(Box::new(stream)), identity, open))
 }
 
 /// Lets a client that was refused read why: closing a socket with something unread in it resets the
@@ -249,8 +252,17 @@ enum Transport {
 /// A connection, plain or by TLS.
 pub struct Connection {
     stream: Transport,
+    /// Until the first byte: whoever says nothing must not keep a slot.
+    silence: Option<Pin<Box<Sleep>>>,
     identity: PeerIdentity,
     _open: Open,
+}
+
+impl Connection {
+    fn new(stream: Transport, identity: PeerIdentity, open: Open) -> Connection {
+        let silence = Some(Box::pin(tokio::time::sleep(SILENCE_TIMEOUT)));
+        Connection { stream, silence, identity, _open: open }
+    }
 }
 
 impl Connected for Connection {
@@ -263,10 +275,21 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match &mut self.stream {
+        let before = buf.filled().len();
+        let read = match &mut self.stream {
             Transport::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
             Transport::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        };
+        if buf.filled().len() > before {
+            self.silence = None;
         }
+        if read.is_pending()
+            && let Some(silence) = &mut self.silence
+            && silence.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "nothing was said")));
+        }
+        read
     }
 }
 

@@ -164,6 +164,26 @@ async fn who_says_nothing_keeps_nobody_out_and_the_number_of_connections_is_boun
     assert_eq!(said(&n2, &address).await.as_deref(), Ok("n2"));
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_says_nothing_behind_the_handshake_loses_the_connection() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.set_nonblocking(true).expect("a socket");
+    let listener = Listener::new(listener, "test", None, 8).expect("a listener");
+    let address = listener.address();
+    let mut connections = Box::pin(listener.connections(std::future::pending()));
+    let _silent = tokio::net::TcpStream::connect(address).await.expect("it listens");
+    let mut served = connections.next().await.expect("one came").expect("it is good");
+    let error = served.read(&mut [0]).await.expect_err("it said nothing");
+    assert_eq!(error.kind(), std::io::ErrorKind::TimedOut);
+
+    let mut slow = tokio::net::TcpStream::connect(address).await.expect("it listens");
+    let mut served = connections.next().await.expect("one came").expect("it is good");
+    slow.write_all(b"x").await.expect("it takes it");
+    served.read_exact(&mut [0]).await.expect("it said something");
+    let waited = tokio::time::timeout(StdDuration::from_secs(60), served.read(&mut [0])).await;
+    assert!(waited.is_err(), "from then on the protocol has the say");
+}
+
 #[tokio::test]
 async fn new_files_are_taken_together_or_not_at_all() {
     let (old, new) = (Authority::new("old"), Authority::new("new"));

@@ -25,7 +25,7 @@ impl maintenance_server::Maintenance for Maintenance {
                 gateway.shardmaster_leader.map_or(0, |leader| leader.0)
             },
             raft_index: node.decided_slot,
-            raft_term: self.0.info.raft_term,
+            raft_term: self.0.header_now().raft_term,
             raft_applied_index: node.applied_slot,
             errors: node.errors,
             db_size_in_use: translate::to_i64(node.db_size_in_use_bytes),

@@ -287,7 +287,8 @@ impl<S: Store> Core<S> {
         }
         let body = match self.map.version {
             0 => ReplyBody::NotLeader { hint: None },
-            version if version > have_version => ReplyBody::Map(Some(Box::new((*self.map).clone()))),
+            // A higher one than ours is of the cluster that this one was restored from.
+            version if version != have_version => ReplyBody::Map(Some(Box::new((*self.map).clone()))),
             _ => ReplyBody::Map(None),
         };
         match (self.config.read_mode, waiter) {

@@ -280,12 +280,22 @@ fn endpoint(port: u16) -> String {
     format!("http://127.0.0.1:{port}")
 }
 
+/// Below those that the system gives to outgoing connections: one of these could take a port between our
+/// look and the server's start.
+const PORTS: std::ops::Range<u16> = 12_000..32_000;
+
 /// Ports that were free a moment ago. All are held until all are known, so they differ.
-fn free_ports(count: usize) -> Result<Vec<u16>, HarnessError> {
-    let what = "binding a free port";
-    let listeners: Vec<TcpListener> = (0..count)
-        .map(|_| TcpListener::bind(("127.0.0.1", 0)))
-        .collect::<Result<_, _>>()
-        .map_err(HarnessError::io(what))?;
-    listeners.iter().map(|l| l.local_addr().map(|a| a.port()).map_err(HarnessError::io(what))).collect()
+pub fn free_ports(count: usize) -> Result<Vec<u16>, HarnessError> {
+    let mut held = Vec::new();
+    for _ in 0..PORTS.len() {
+        if held.len() == count {
+            break;
+        }
+        held.extend(TcpListener::bind(("127.0.0.1", rand::random_range(PORTS))));
+    }
+    let what = "looking for free ports";
+    if held.len() < count {
+        return Err(HarnessError::Wrong { what: what.into(), detail: format!("only {} of {count}", held.len()) });
+    }
+    held.iter().map(|l| l.local_addr().map(|a| a.port()).map_err(HarnessError::io(what))).collect()
 }

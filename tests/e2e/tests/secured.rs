@@ -3,13 +3,13 @@
 
 use bytes::Bytes;
 use cloudpaxos::net::{TlsDialer, client_config};
+use e2e::cluster::free_ports;
 use e2e::process::Process;
 use e2e::system::System;
 use proto::dial::{self, Dialer};
 use proto::etcdserverpb as pb;
 use proto::etcdserverpb::kv_client::KvClient;
 use std::ffi::OsString;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -33,11 +33,6 @@ fn binary() -> PathBuf {
     System::Cloudpaxos.binary().expect("the binary is built")
 }
 
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("it is bound").port()
-}
-
 /// Runs the binary to its end.
 fn run(words: &[&str]) -> Output {
     Command::new(binary()).args(words).output().expect("it runs")
@@ -59,7 +54,8 @@ fn run_badly(words: &[&str]) -> String {
 impl Secured {
     async fn start() -> Secured {
         let directory = tempfile::tempdir().expect("a directory");
-        let ports: Vec<[u16; 3]> = (0..3).map(|_| [free_port(), free_port(), free_port()]).collect();
+        let ports = free_ports(9).expect("nine free ports");
+        let ports: Vec<[u16; 3]> = ports.chunks(3).map(|ports| [ports[0], ports[1], ports[2]]).collect();
         let mut secured = Secured { directory, nodes: Vec::new(), ports };
         let certs = secured.path("certs");
         run_well(&["certs", "init", "--dir", &certs]);
