@@ -37,9 +37,13 @@ impl Replica {
                 let Some(peer) = leading.peers.get_mut(&from) else { return };
                 if let PeerPhase::Syncing { cut, end, next } = peer.phase {
                     let wanted = staged.next().max(cut.next());
-                    if wanted != next {
-                        peer.phase = PeerPhase::Syncing { cut, end, next: wanted };
+                    // An old one, or a duplicate: the piece that it asks for is on its way. To answer each would
+                    // set off another exchange each time, and they would multiply. What got lost is noticed by
+                    // the silence.
+                    if wanted < next {
+                        return;
                     }
+                    peer.phase = PeerPhase::Syncing { cut, end, next: wanted };
                     peer.moved_at = now;
                     self.send_to(now, from, out);
                 }
@@ -224,7 +228,11 @@ impl Replica {
         let (ballot, start) = (leading.ballot, self.next_slot());
         let placed = self.acceptor.accept(ballot, start, vec![entry], &mut out.records);
         assert!(placed, "leader of {ballot} cannot accept its own proposal at {start}");
-        for node in self.peers() {
+        // Those that are being synchronised get one piece at a time, at their own pace, and this entry behind them.
+        let replicating = |peer: &Peer| matches!(peer.phase, PeerPhase::Replicating { .. });
+        let peers: Vec<NodeId> =
+            leading.peers.iter().filter(|(_, peer)| replicating(peer)).map(|(node, _)| *node).collect();
+        for node in peers {
             self.send_to(now, node, out);
         }
     }

@@ -94,6 +94,12 @@ pub async fn create(
             manifest.keys
         )));
     }
+    // Somebody may have cleaned up meanwhile.
+    for part in &manifest.parts {
+        if storage.length(name, &part.file).await? != Some(part.stored_bytes) {
+            return Err(Failure::Run(format!("{name}/{} was deleted or changed while the backup was made", part.file)));
+        }
+    }
     storage.put(name, manifest::FILE, manifest.encode().into()).await?;
     Ok(manifest)
 }

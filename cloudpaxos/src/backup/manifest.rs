@@ -79,7 +79,7 @@ impl Manifest {
 
     /// Bytes as stored.
     pub fn stored_bytes(&self) -> u64 {
-        self.parts.iter().map(|part| part.stored_bytes).sum()
+        self.parts.iter().fold(0, |sum, part| sum.saturating_add(part.stored_bytes))
     }
 
     /// The file: JSON, and behind it a line with its checksum.
@@ -105,6 +105,12 @@ impl Manifest {
         if format != FORMAT {
             return Err(damaged(format!("it is of format {format}, this program reads format {FORMAT}")));
         }
-        serde_json::from_str(json).map_err(|error| damaged(error.to_string()))
+        let manifest: Manifest = serde_json::from_str(json).map_err(|error| damaged(error.to_string()))?;
+        manifest.number()?;
+        // etcd's API has 63 bits for either.
+        match manifest.revision <= i64::MAX as u64 && manifest.incarnation < i64::MAX as u64 {
+            true => Ok(manifest),
+            false => Err(damaged("its revision or incarnation is impossible".into())),
+        }
     }
 }

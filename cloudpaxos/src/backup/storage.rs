@@ -22,6 +22,13 @@ fn brief(error: &object_store::Error) -> String {
     }
 }
 
+/// Whether a file is one that a backup has.
+fn is_ours(file: &str) -> bool {
+    let number = file.strip_prefix("part-").and_then(|rest| rest.strip_suffix(".lz4"));
+    file == manifest::FILE
+        || number.is_some_and(|number| number.len() >= 6 && number.bytes().all(|b| b.is_ascii_digit()))
+}
+
 /// A place with backups.
 #[derive(Clone)]
 pub struct Storage {
@@ -89,6 +96,8 @@ impl Storage {
         let failed = |error| self.failed(&format!("delete {name}"), error);
         let mut files: Vec<Path> =
             self.store.list(Some(&prefix)).map_ok(|file| file.location).try_collect().await.map_err(failed)?;
+        // Of the backup itself: neither other files beside them, nor anything deeper.
+        files.retain(|file| file.filename().is_some_and(is_ours) && file.parts_count() == prefix.parts_count() + 1);
         files.sort_by_key(|file| file.filename() != Some(manifest::FILE));
         for file in files {
             match self.store.delete(&file).await {
@@ -98,6 +107,15 @@ impl Storage {
             }
         }
         Ok(())
+    }
+
+    /// A file's length; `None` where there is none.
+    pub(super) async fn length(&self, name: &str, file: &str) -> Result<Option<u64>, BackupError> {
+        match self.store.head(&self.path(name, file)).await {
+            Ok(found) => Ok(Some(found.size)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(self.failed(&format!("look at {name}/{file}"), error)),
+        }
     }
 
     /// A backup's manifest.
@@ -116,7 +134,10 @@ impl Storage {
         while let Some(file) = files.try_next().await.map_err(|error| self.failed("list backups", error))? {
             let Some(below) = file.location.prefix_match(&self.prefix) else { continue };
             let parts: Vec<String> = below.map(|part| part.as_ref().to_owned()).collect();
-            if let [name, file] = &parts[..] {
+            // Whatever else lies there is none of ours.
+            if let [name, file] = &parts[..]
+                && is_ours(file)
+            {
                 *names.entry(name.clone()).or_insert(false) |= file == manifest::FILE;
             }
         }

@@ -31,13 +31,13 @@ fn part(file: &str, pairs: &[KeyValue]) -> (PartInfo, Vec<u8>) {
 async fn written(parts: [&[KeyValue]; 2], change: impl Fn(&mut Manifest, &mut [Vec<u8>; 2])) -> (TempDir, Storage) {
     let directory = tempfile::tempdir().expect("a directory");
     let storage = Storage::open(directory.path().to_str().expect("UTF-8"), true).expect("a place");
-    let (one, two) = (part("part-1", parts[0]), part("part-2", parts[1]));
+    let (one, two) = (part("part-000001.lz4", parts[0]), part("part-000002.lz4", parts[1]));
     let mut manifest = Manifest { revision: 10, incarnation: 1, ..Manifest::new(7, "2026-11-25T12:00:00Z".into()) };
     manifest.keys = one.0.keys + two.0.keys;
     manifest.parts = vec![one.0, two.0];
     let mut stored = [one.1, two.1];
     change(&mut manifest, &mut stored);
-    for (info, bytes) in ["part-1", "part-2"].iter().zip(stored) {
+    for (info, bytes) in ["part-000001.lz4", "part-000002.lz4"].iter().zip(stored) {
         storage.put("b", info, bytes.into()).await.expect("it is written");
     }
     storage.put("b", manifest::FILE, manifest.encode().into()).await.expect("it is written");
@@ -98,6 +98,24 @@ async fn a_manifest_is_believed_only_whole_and_of_this_format() {
     assert!(complaint(Some(String::from_utf8(later.encode()).expect("text"))).await.contains("format 2"));
     assert!(complaint(None).await.contains("was cut short"));
     assert_eq!(storage.list().await.expect("a list").get("b"), Some(&false));
+}
+
+#[tokio::test]
+async fn what_lies_beside_backups_is_left_alone() {
+    let (directory, storage) = written([&[pair("a", 3)], &[pair("b", 3)]], |_, _| {}).await;
+    let foreign =
+        ["0photos/holiday.jpg", "0photos/part-000001.lz4/deep", "b/notes.txt", "b/part-1", "c/x/manifest.json"];
+    for file in foreign {
+        let path = directory.path().join(file);
+        std::fs::create_dir_all(path.parent().expect("below")).expect("writable");
+        std::fs::write(path, "mine").expect("writable");
+    }
+    assert_eq!(storage.list().await.expect("a list").into_keys().collect::<Vec<_>>(), ["b"]);
+    storage.delete("b").await.expect("deleted");
+    storage.delete("0photos").await.expect("nothing to delete");
+    assert!(foreign.iter().all(|file| directory.path().join(file).exists()));
+    assert!(!directory.path().join("b").join(manifest::FILE).exists());
+    assert!(!directory.path().join("b/part-000001.lz4").exists());
 }
 
 #[test]

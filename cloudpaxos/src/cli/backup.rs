@@ -219,9 +219,11 @@ async fn prune(options: PruneOptions) -> Result<(), Failure> {
     let storage = Storage::open(&options.place.from, false)?;
     let (mut complete, mut incomplete) = (Vec::new(), Vec::new());
     for (name, whole) in storage.list().await? {
-        match whole {
-            true => complete.push((storage.manifest(&name).await?.created, name)),
-            false => incomplete.push(name),
+        match (whole, storage.manifest(&name).await) {
+            (true, Ok(manifest)) => complete.push((manifest.created, name)),
+            // Not ours to judge; and one that is unreadable must not keep the rest from being cleaned up.
+            (true, Err(error)) => eprintln!("cloudpaxos: left alone: {error}"),
+            (false, _) => incomplete.push(name),
         }
     }
     complete.sort();
@@ -274,9 +276,10 @@ pub(super) async fn restore(options: RestoreOptions, config: StartConfig) -> Res
 async fn newest(storage: &Storage) -> Result<String, Failure> {
     let mut newest: Option<(String, String)> = None;
     for (name, complete) in storage.list().await? {
-        if complete {
-            let created = storage.manifest(&name).await?.created;
-            newest = newest.max(Some((created, name)));
+        match storage.manifest(&name).await {
+            Ok(manifest) if complete => newest = newest.max(Some((manifest.created, name))),
+            Err(error) if complete => eprintln!("cloudpaxos: passed over: {error}"),
+            Ok(_) | Err(_) => {}
         }
     }
     let none = || Failure::NotFound(format!("{}: there is no complete backup", storage.place()));

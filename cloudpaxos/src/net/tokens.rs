@@ -43,6 +43,9 @@ pub enum TokenError {
 pub struct Tokens {
     path: PathBuf,
     current: RwLock<Vec<String>>,
+    /// What was read last: a file is taken when it has stayed the same for a while, not in the middle of being
+    /// written.
+    seen: RwLock<Vec<String>>,
     /// What was complained of last, so that it is logged once.
     complaint: RwLock<Option<String>>,
 }
@@ -50,8 +53,12 @@ pub struct Tokens {
 impl Tokens {
     /// Reads a file.
     pub fn open(path: &Path) -> Result<Arc<Tokens>, TokenError> {
-        let tokens =
-            Arc::new(Tokens { path: path.to_owned(), current: RwLock::new(read(path)?), complaint: RwLock::default() });
+        let tokens = Arc::new(Tokens {
+            path: path.to_owned(),
+            current: RwLock::new(read(path)?),
+            seen: RwLock::default(),
+            complaint: RwLock::default(),
+        });
         reload::watch(&tokens).map_err(|error| TokenError::Unreadable { path: path.to_owned(), error })?;
         Ok(tokens)
     }
@@ -75,7 +82,10 @@ impl Reload for Tokens {
         *last = complaint;
         if let Ok(fresh) = read {
             let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-            if *current != fresh {
+            let mut seen = self.seen.write().unwrap_or_else(PoisonError::into_inner);
+            let settled = *seen == fresh;
+            seen.clone_from(&fresh);
+            if settled && *current != fresh {
                 *current = fresh;
                 tracing::info!(file = %self.path.display(), "new API tokens are in use");
             }
