@@ -2,6 +2,7 @@
 
 mod support;
 
+use gateway::etcd::{Readiness, UNCOUNTED};
 use proto::etcdserverpb as pb;
 use proto::etcdserverpb::auth_client::AuthClient;
 use proto::etcdserverpb::cluster_client::ClusterClient;
@@ -10,11 +11,15 @@ use proto::etcdserverpb::lease_client::LeaseClient;
 use proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use proto::health::health_check_response::ServingStatus;
 use proto::health::{HealthCheckRequest, health_client::HealthClient};
-use tonic::Code;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request};
+
+const SHARDS: &[(&str, u64)] = &[("", 2), ("m", 3)];
 
 async fn channel() -> Channel {
-    let url = support::server(&[("", 2), ("m", 3)]).await;
+    let url = support::server(SHARDS).await;
     Endpoint::from_shared(url).expect("a URL").connect().await.expect("a server")
 }
 
@@ -80,6 +85,42 @@ async fn health_is_of_the_server_and_of_each_service() {
     let mut watch = client.watch(HealthCheckRequest::default()).await.expect("it answers").into_inner();
     let first = watch.message().await.expect("a stream").expect("its first message");
     assert_eq!(first.status(), ServingStatus::Serving);
+}
+
+#[tokio::test]
+async fn who_watches_a_server_that_stops_is_told_and_let_go() {
+    let stopping = Arc::new(AtomicBool::new(false));
+    let readiness = {
+        let stopping = stopping.clone();
+        move || if stopping.load(Ordering::Relaxed) { Readiness::Stopping } else { Readiness::Ready }
+    };
+    let address = support::server_with(SHARDS, Arc::new(readiness)).await;
+    let channel = Endpoint::from_shared(address).expect("a URL").connect().await.expect("a server");
+    let mut client = HealthClient::new(channel);
+    let mut watch = client.watch(HealthCheckRequest::default()).await.expect("it answers").into_inner();
+    let first = watch.message().await.expect("a stream").expect("its first message");
+    assert_eq!(first.status(), ServingStatus::Serving);
+    stopping.store(true, Ordering::Relaxed);
+    let next = watch.message().await.expect("a stream").expect("another message");
+    assert_eq!(next.status(), ServingStatus::NotServing);
+    assert!(watch.message().await.expect("a stream").is_none(), "nothing more is to be said");
+}
+
+#[tokio::test]
+async fn a_page_that_nobody_counts_ends_at_its_limit() {
+    let mut client = KvClient::new(channel().await);
+    for key in ["l1", "l2", "l3", "l4", "l5"] {
+        let put = pb::PutRequest { key: key.into(), value: "v".into(), ..Default::default() };
+        client.put(put).await.expect("it is stored");
+    }
+    let range = pb::RangeRequest { key: "l".into(), range_end: "m".into(), limit: 2, ..Default::default() };
+    let counted = client.range(range.clone()).await.expect("it answers").into_inner();
+    let mut request = Request::new(range);
+    request.metadata_mut().insert(UNCOUNTED, "1".parse().expect("a value"));
+    let uncounted = client.range(request).await.expect("it answers").into_inner();
+    assert_eq!((counted.count, counted.more), (5, true));
+    assert_eq!((uncounted.count, uncounted.more), (3, true), "one beyond the limit tells that there is more");
+    assert_eq!(uncounted.kvs, counted.kvs);
 }
 
 #[tokio::test]

@@ -216,7 +216,8 @@ impl<V: View> Run<'_, V> {
             if !head.tombstone {
                 gather.take(key, head, row);
             }
-            Ok(if gather.bytes() > left { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+            let ends = gather.bytes() > left || gather.is_full();
+            Ok(if ends { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         };
         if range.revision.0 > 0 {
             self.stored(&range.keys, range.revision, &mut visit)?;

@@ -36,6 +36,9 @@ pub struct Range {
     pub keys_only: bool,
     /// Answer the count only.
     pub count_only: bool,
+    /// Nobody looks at the count behind the limit: a page of a large range costs what it holds, and not what
+    /// lies behind it.
+    pub uncounted: bool,
     /// Drop pairs with a smaller mod revision; 0 means none. Likewise the three below.
     pub mod_revision_min: Revision,
     /// Drop pairs with a larger mod revision.
@@ -57,6 +60,7 @@ impl Range {
             sort: Sort::default(),
             keys_only: false,
             count_only: false,
+            uncounted: false,
             mod_revision_min: zero,
             mod_revision_max: zero,
             create_revision_min: zero,
@@ -229,7 +233,7 @@ pub struct RangeResult {
     pub kvs: Vec<KeyValue>,
     /// Whether the limit cut some off.
     pub more: bool,
-    /// Keys in the whole range, whatever the limit and the filters.
+    /// Keys in the whole range, whatever the limit and the filters; of an uncounted range, how many were met.
     pub count: u64,
 }
 

@@ -44,6 +44,12 @@ impl<'r> Gather<'r> {
         }
     }
 
+    /// Whether nothing that still comes can change the answer.
+    pub(crate) fn is_full(&self) -> bool {
+        let Range { limit, uncounted, sort, .. } = *self.range;
+        uncounted && limit > 0 && self.matched > limit && sort == Sort::default()
+    }
+
     /// Bytes held.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes

@@ -9,6 +9,7 @@ use super::{BackupError, Storage};
 use crate::cli::client::{Client, ClientError, Kind};
 use crate::failure::Failure;
 use bytes::Bytes;
+use gateway::etcd::UNCOUNTED;
 use lz4_flex::frame::FrameEncoder;
 use prost::Message;
 use proto::admin::ShardsListRequest;
@@ -17,6 +18,7 @@ use proto::mvccpb::KeyValue;
 use std::io::Write;
 use std::time::{Duration, Instant};
 use tonic::Code;
+use tonic::metadata::MetadataValue;
 
 /// How long a page is asked for again, and how often.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -108,7 +110,17 @@ pub async fn create(
 async fn range(client: &Client, request: RangeRequest) -> Result<RangeResponse, ClientError> {
     let began = Instant::now();
     loop {
-        let error = match client.kv(Kind::Read, async |kv| kv.range(request.clone()).await).await {
+        let error = match client
+            .kv(Kind::Read, async |kv| {
+                let mut request = tonic::Request::new(request.clone());
+                // Only `more` tells whether there is another page.
+                if request.get_ref().limit > 0 {
+                    request.metadata_mut().insert(UNCOUNTED, MetadataValue::from_static("1"));
+                }
+                kv.range(request).await
+            })
+            .await
+        {
             Ok(answer) => return Ok(answer),
             Err(error) => error,
         };

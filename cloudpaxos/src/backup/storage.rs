@@ -57,6 +57,9 @@ impl Storage {
         if create {
             std::fs::create_dir_all(place).map_err(|error| problem(format!("cannot make the directory: {error}")))?;
         }
+        if std::path::Path::new(place).is_file() {
+            return Err(problem("that is a file; give the directory that the backups lie in".into()));
+        }
         let store = LocalFileSystem::new_with_prefix(place).map_err(|error| problem(error.to_string()))?;
         Ok(Storage { place: place.to_owned(), store: Arc::new(store.with_fsync(true)), prefix: Path::default() })
     }
@@ -122,7 +125,11 @@ impl Storage {
     pub async fn manifest(&self, name: &str) -> Result<Manifest, BackupError> {
         match self.get(name, manifest::FILE).await? {
             Some(bytes) => Manifest::decode(&format!("{name}/{}", manifest::FILE), &bytes),
-            None => Err(BackupError::Incomplete { name: name.to_owned() }),
+            None if self.list().await?.contains_key(name) => Err(BackupError::Incomplete { name: name.to_owned() }),
+            None => Err(BackupError::Place {
+                place: self.place.clone(),
+                problem: format!("there is no backup called {name}; `cloudpaxos backup list` shows those that are"),
+            }),
         }
     }
 

@@ -34,6 +34,8 @@ const LOCK: &str = "LOCK";
 const NOT_FOREIGN: [&str; 3] = [LOCK, file::TEMPORARY, "lost+found"];
 /// Is there from the beginning of a restore to its end.
 const RESTORING: &str = "RESTORING";
+/// What a restore fills, and fills anew when it was cut short.
+const STORE: &str = "store";
 
 /// Who a node is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,11 +92,11 @@ pub fn open(path: &Path, claim: Claim<'_>) -> Result<DataDir, IdentityError> {
     if path.join(RESTORING).exists() && !path.join(file::NAME).exists() {
         return Err(IdentityError::RestoreCutShort { path: path.to_owned() });
     }
-    refuse_foreign(path)?;
+    refuse_foreign(path, &[])?;
     make_directory(path)?;
     let lock = lock(path)?;
     // Again under the lock: another process may have been making it ours, or its own, meanwhile.
-    refuse_foreign(path)?;
+    refuse_foreign(path, &[])?;
     let (identity, created, notes) = match file::read(path)? {
         Some(mut identity) => {
             let notes = check(path, &identity, claim)?;
@@ -134,21 +136,19 @@ pub fn begin_restore(path: &Path, name: &NodeName, genesis: &Genesis) -> Result<
     if let Some(identity) = file::read(path)? {
         return inhabited(identity);
     }
-    if !marker.exists() {
-        refuse_foreign(path)?;
-    }
+    let begun: &[&str] = if marker.exists() { &[RESTORING, STORE] } else { &[] };
+    refuse_foreign(path, begun)?;
     make_directory(path)?;
     let lock = lock(path)?;
     // Again under the lock: another restore may have come to its end meanwhile.
     if let Some(identity) = file::read(path)? {
         return inhabited(identity);
     }
-    if !marker.exists() {
-        refuse_foreign(path)?;
-    }
+    let begun: &[&str] = if marker.exists() { &[RESTORING, STORE] } else { &[] };
+    refuse_foreign(path, begun)?;
     File::create(&marker).and_then(|file| file.sync_all()).context("write", &marker)?;
     file::sync_directory(path)?;
-    let store = path.join("store");
+    let store = path.join(STORE);
     match fs::remove_dir_all(&store) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             return Err(IdentityError::io("remove", &store, error));
@@ -241,7 +241,7 @@ fn check(path: &Path, identity: &Identity, claim: Claim<'_>) -> Result<Vec<Strin
 }
 
 /// Refuses a directory that holds anything but no identity of ours.
-fn refuse_foreign(path: &Path) -> Result<(), IdentityError> {
+fn refuse_foreign(path: &Path, more: &[&str]) -> Result<(), IdentityError> {
     let entries = match fs::read_dir(path) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
@@ -253,7 +253,7 @@ fn refuse_foreign(path: &Path) -> Result<(), IdentityError> {
         if name == file::NAME {
             return Ok(());
         }
-        if !NOT_FOREIGN.iter().any(|ours| name == *ours) {
+        if !NOT_FOREIGN.iter().chain(more).any(|ours| name == *ours) {
             foreign.get_or_insert(name);
         }
     }

@@ -255,6 +255,10 @@ fn a_directory_that_a_restore_left_half_full_starts_no_node_and_can_be_filled_ag
     drop(cut_short);
     assert!(matches!(open(&path, claim), Err(IdentityError::RestoreCutShort { .. })));
 
+    let stray = path.join("notes.txt");
+    std::fs::write(&stray, "somebody's").expect("writable");
+    assert!(matches!(begin(&restored), Err(IdentityError::Foreign { .. })), "the mark excuses only what is ours");
+    std::fs::remove_file(&stray).expect("it is there");
     let Ok(Found::Empty(restoring)) = begin(&restored) else { panic!("it begins anew") };
     assert!(!path.join("store").exists(), "what was left is gone");
     let identity = restoring.finish(claim).expect("it is the node's now");

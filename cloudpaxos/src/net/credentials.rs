@@ -15,6 +15,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, InconsistentKeys, RootCertStore, ServerConfig};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -92,6 +93,8 @@ pub struct Credentials {
     current: RwLock<Arc<Loaded>>,
     /// What was complained of last, so that it is logged once.
     complaint: RwLock<Option<String>>,
+    /// How often the files were looked at.
+    looks: AtomicU64,
 }
 
 impl Credentials {
@@ -103,6 +106,7 @@ impl Credentials {
             policy,
             current: RwLock::new(Arc::new(loaded)),
             complaint: RwLock::default(),
+            looks: AtomicU64::new(1),
         });
         reload::watch(&credentials)
             .map_err(|error| CredentialError::Unreadable { path: directory.to_owned(), error })?;
@@ -133,6 +137,11 @@ impl Credentials {
         self.current().expires
     }
 
+    /// How often the files were looked at for changes.
+    pub fn looks(&self) -> u64 {
+        self.looks.load(Ordering::Relaxed)
+    }
+
     /// Where they lie.
     pub fn directory(&self) -> &Path {
         &self.directory
@@ -149,6 +158,13 @@ impl Credentials {
 
 impl Reload for Credentials {
     fn reload(&self) {
+        self.take_changes();
+        self.looks.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Credentials {
+    fn take_changes(&self) {
         let fresh = match read(&self.directory) {
             Ok(files) if files == self.current().files => {
                 *self.complaint.write().unwrap_or_else(PoisonError::into_inner) = None;

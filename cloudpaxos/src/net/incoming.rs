@@ -16,6 +16,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Sleep;
 use tokio_rustls::TlsAcceptor;
@@ -155,8 +156,12 @@ impl Listener {
         let Some(tls) = self.tls.clone() else {
             let identity = PeerIdentity { address, certificate: None };
             let connection = Connection::new(Transport::Plain(stream), identity, open);
-            // Where nobody takes it any more, the port is closed.
-            drop(ready.send(Ok(connection)).await);
+            // Where nobody takes it any more, the port is closed. Beside the accepting, because that may be
+            // broken off, and the connection with it; there are never more of these than connections.
+            if let Err(TrySendError::Full(connection)) = ready.try_send(Ok(connection)) {
+                let ready = ready.clone();
+                tokio::spawn(async move { drop(ready.send(connection).await) });
+            }
             return;
         };
         let (ready, name) = (ready.clone(), self.name);

@@ -199,7 +199,13 @@ async fn new_files_are_taken_together_or_not_at_all() {
     new.issue(server.path(), "n1", -1, 2);
     let new_key = std::fs::read(server.path().join("tls.key")).expect("readable");
     std::fs::write(server.path().join("tls.key"), &key).expect("writable");
-    tokio::time::sleep(StdDuration::from_millis(1500)).await;
+    let looks = at.looks();
+    let deadline = std::time::Instant::now() + StdDuration::from_secs(10);
+    // One may have begun before the files changed.
+    while at.looks() < looks + 2 {
+        assert!(std::time::Instant::now() < deadline, "nobody looks");
+        tokio::time::sleep(StdDuration::from_millis(50)).await;
+    }
     assert!(Arc::ptr_eq(&before, &at.server()), "half a change was taken");
     assert_eq!(said(&n2, &address).await.as_deref(), Ok("n2"));
 

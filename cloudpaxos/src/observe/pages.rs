@@ -13,8 +13,11 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use tokio::sync::Mutex;
 
+/// So old may be what a probe is told: probes are free for all, and a turn of the node is not.
+const STATUS_AGE: Duration = Duration::from_millis(100);
 /// The turn loop answers within microseconds, or it hangs.
 const ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// What Prometheus is told: OpenMetrics.
@@ -24,12 +27,18 @@ const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset
 pub struct Health {
     observed: Arc<Observed>,
     draining: AtomicBool,
+    /// The last answer of the turn loop. Who finds it too old holds the lock while he asks: others wait for
+    /// the same answer.
+    latest: Mutex<Option<(Instant, StatusAnswer)>>,
 }
+
+/// `None` of a gateway alone; an error of a node that hangs or has stopped.
+type StatusAnswer = Result<Option<Arc<CoreStatus>>, String>;
 
 impl Health {
     /// Of what is observed.
     pub fn new(observed: Arc<Observed>) -> Arc<Health> {
-        Arc::new(Health { observed, draining: AtomicBool::new(false) })
+        Arc::new(Health { observed, draining: AtomicBool::new(false), latest: Mutex::default() })
     }
 
     /// From now on requests had better go elsewhere.
@@ -37,13 +46,26 @@ impl Health {
         self.draining.store(true, Ordering::Relaxed);
     }
 
-    async fn status(&self) -> Result<Option<CoreStatus>, String> {
+    /// Whether requests had better go elsewhere because the process is about to stop.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    async fn status(&self) -> StatusAnswer {
         let Some(node) = &self.observed.node else { return Ok(None) };
-        match tokio::time::timeout(ALIVE_TIMEOUT, node.status()).await {
-            Ok(Some(status)) => Ok(Some(status)),
+        let mut latest = self.latest.lock().await;
+        if let Some((at, answer)) = &*latest
+            && at.elapsed() < STATUS_AGE
+        {
+            return answer.clone();
+        }
+        let answer = match tokio::time::timeout(ALIVE_TIMEOUT, node.status()).await {
+            Ok(Some(status)) => Ok(Some(Arc::new(status))),
             Ok(None) => Err("the node has stopped".into()),
             Err(_) => Err(format!("no turn of the node within {} s", ALIVE_TIMEOUT.as_secs())),
-        }
+        };
+        *latest = Some((Instant::now(), answer.clone()));
+        answer
     }
 
     /// Why it is not alive, if so.
@@ -54,11 +76,11 @@ impl Health {
     /// Why requests had better go elsewhere, if so.
     pub async fn ready(&self) -> Result<(), Vec<String>> {
         let mut reasons = Vec::new();
-        if self.draining.load(Ordering::Relaxed) {
+        if self.is_draining() {
             reasons.push("it is about to stop".into());
         }
         match self.status().await {
-            Ok(status) => reasons.extend(status.iter().flat_map(unready)),
+            Ok(status) => reasons.extend(status.iter().flat_map(|status| unready(status))),
             Err(reason) => reasons.push(reason),
         }
         if let Some((gateway, _)) = &self.observed.gateway

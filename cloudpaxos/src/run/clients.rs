@@ -3,10 +3,11 @@
 use super::admin::Source;
 use super::host::Site;
 use crate::net::{AccessLayer, Listener};
+use crate::observe::Health;
 use gateway::GatewayConfig;
 use gateway::admin::AdminService;
 use gateway::driver::{self, Handle};
-use gateway::etcd::{self, Info, Limits, NodeStatus, RpcMetrics, Tls};
+use gateway::etcd::{self, Info, Limits, NodeStatus, Readiness, RpcMetrics, Tls};
 use gateway::remote::{LocalNode, Remote, RemoteConfig};
 use node::core::CoreStatus;
 use node::runtime::NodeHandle;
@@ -46,15 +47,22 @@ pub(super) fn services(
     gateway: Handle,
     node: Option<NodeHandle>,
     source: Arc<Source>,
+    health: Arc<Health>,
     pages: axum::Router,
 ) -> Routes {
+    let routes = gateway.clone();
     let info = Info {
         cluster_id: site.genesis.cluster_id(),
         member_id: node.as_ref().map_or(0, |node| node.node().0),
         raft_term: site.genesis.incarnation(),
         limits: limits(site),
         tls: Tls { clients: site.secured.client.is_some(), peers: site.secured.peer.is_some() },
-        node: watch_status(gateway.clone(), node),
+        node: watch_status(node),
+        readiness: Arc::new(move || match routes.map() {
+            _ if health.is_draining() => Readiness::Stopping,
+            Some(_) => Readiness::Ready,
+            None => Readiness::Unready,
+        }),
     };
     let routes = etcd::routes(gateway, info);
     let routes = routes.add_service(AdminService::new(source, crate::VERSION).into_server());
@@ -84,7 +92,7 @@ pub(super) fn serve(
 }
 
 /// Keeps what `Maintenance.Status` says about this node fresh, without a hop on the way of a request.
-fn watch_status(gateway: Handle, node: Option<NodeHandle>) -> Arc<dyn Fn() -> NodeStatus + Send + Sync> {
+fn watch_status(node: Option<NodeHandle>) -> Arc<dyn Fn() -> NodeStatus + Send + Sync> {
     let latest = Arc::new(Mutex::new(NodeStatus::default()));
     let writer = latest.clone();
     if let Some(node) = node {
@@ -98,10 +106,7 @@ fn watch_status(gateway: Handle, node: Option<NodeHandle>) -> Arc<dyn Fn() -> No
             }
         });
     }
-    Arc::new(move || {
-        let status = latest.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        NodeStatus { is_ready: gateway.map().is_some(), ..status }
-    })
+    Arc::new(move || latest.lock().unwrap_or_else(PoisonError::into_inner).clone())
 }
 
 fn node_status(status: &CoreStatus, store_bytes: u64) -> NodeStatus {
@@ -119,6 +124,5 @@ fn node_status(status: &CoreStatus, store_bytes: u64) -> NodeStatus {
         decided_slot: master.map_or(0, |group| group.decided.0),
         applied_slot: master.map_or(0, |group| group.applied.0),
         errors,
-        is_ready: true,
     }
 }

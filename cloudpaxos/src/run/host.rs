@@ -173,7 +173,8 @@ async fn run_here(site: Site, ports: Ports, mut stopped: watch::Receiver<bool>) 
     }
     if let (Some(port), Some(gateway)) = (client, gateway) {
         let source = Source::new(gateway.clone(), map::shardmaster(&site.genesis), reporter.clone(), dialer.clone());
-        let services = clients::services(&site, gateway, handle.clone(), Arc::new(source), pages.clone());
+        let services =
+            clients::services(&site, gateway, handle.clone(), Arc::new(source), health.clone(), pages.clone());
         let serving = clients::serve(&site, port, services, requests, raised(closing.clone()));
         tasks.spawn(
             async move { serving.await.map_err(|error| Failure::Run(format!("the client port failed: {error}"))) },

@@ -187,7 +187,11 @@ fn stop_on_signals() -> Result<(watch::Sender<bool>, watch::Receiver<bool>), Fai
                 return;
             };
             tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+            tracing::info!("stopping; a second signal ends the process at once, and nothing acknowledged is lost");
             raise.send_replace(true);
+            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+            tracing::warn!("a second signal: the process ends without handing over");
+            std::process::exit(1);
         });
     };
     std::thread::Builder::new().name("signals".into()).spawn(wait).map_err(failed("start a thread"))?;

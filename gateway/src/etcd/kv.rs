@@ -7,7 +7,7 @@ use futures_util::stream::{self, BoxStream};
 use prost::Message;
 use proto::etcdserverpb as pb;
 use proto::etcdserverpb::kv_server;
-use shardkv::ops::{Op, OpResult, Sort};
+use shardkv::ops::{Op, OpResult, Range, Sort};
 use shardkv::types::Revision;
 use tonic::{Request, Response, Status};
 
@@ -37,7 +37,8 @@ impl Kv {
     async fn read_range(&self, request: pb::RangeRequest, terms: Terms) -> Result<pb::RangeResponse, Status> {
         check::range(&request)?;
         let serializable = request.serializable;
-        match self.op(Op::Range(translate::range(request)), serializable, terms).await? {
+        let range = Range { uncounted: terms.uncounted, ..translate::range(request) };
+        match self.op(Op::Range(range), serializable, terms).await? {
             (revision, OpResult::Range(result)) => Ok(translate::range_response(self.0.header(revision), result)),
             (_, result) => Err(mismatch(&result)),
         }

@@ -52,6 +52,8 @@ pub struct Info {
     pub tls: Tls,
     /// What only the node knows.
     pub node: Arc<dyn Fn() -> NodeStatus + Send + Sync>,
+    /// Whether requests are well sent here.
+    pub readiness: Arc<dyn Fn() -> Readiness + Send + Sync>,
 }
 
 /// Where TLS is spoken.
@@ -78,8 +80,17 @@ pub struct NodeStatus {
     pub applied_slot: u64,
     /// What is wrong, for an operator's eyes.
     pub errors: Vec<String>,
-    /// Whether the node can serve.
-    pub is_ready: bool,
+}
+
+/// Whether requests are well sent here, as gRPC's health service tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// They are.
+    Ready,
+    /// Not yet, or not now.
+    Unready,
+    /// Never again: the process is about to stop.
+    Stopping,
 }
 
 /// Limits on requests.
@@ -129,7 +140,13 @@ struct Terms {
     budget: Duration,
     /// If it is followed: whoever serves the port put it into the request's extensions.
     trace: Option<TraceContext>,
+    /// See [`UNCOUNTED`].
+    uncounted: bool,
 }
+
+/// Metadata of a range request whose client does not look at `count`: etcd counts all keys of the range
+/// whatever the limit, which makes paging through a large one quadratic.
+pub const UNCOUNTED: &str = "cloudpaxos-uncounted";
 
 /// What every service holds.
 #[derive(Clone)]
@@ -159,7 +176,8 @@ impl Context {
     /// How a request is to be carried out.
     fn terms<T>(&self, request: &Request<T>) -> Terms {
         let trace = request.extensions().get::<TraceContext>().copied();
-        Terms { budget: self.budget(request.metadata()), trace }
+        let uncounted = request.metadata().contains_key(UNCOUNTED);
+        Terms { budget: self.budget(request.metadata()), trace, uncounted }
     }
 
     /// How long a request may take.
@@ -204,7 +222,7 @@ pub fn routes(handle: Handle, info: Info) -> Routes {
     let watch = pb::watch_server::WatchServer::new(unserved::Watch).max_decoding_message_size(in_bytes);
     let lease = pb::lease_server::LeaseServer::new(unserved::Lease).max_decoding_message_size(in_bytes);
     let auth = pb::auth_server::AuthServer::new(unserved::Auth(context.clone())).max_decoding_message_size(in_bytes);
-    let health = proto::health::health_server::HealthServer::new(health::Health(context));
+    let health = proto::health::health_server::HealthServer::new(health::Health::new(context));
     Routes::new(kv)
         .add_service(cluster)
         .add_service(maintenance)

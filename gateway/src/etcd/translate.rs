@@ -52,6 +52,7 @@ pub(crate) fn range(request: pb::RangeRequest) -> Range {
         sort: Sort { target, descending },
         keys_only: request.keys_only,
         count_only: request.count_only,
+        uncounted: false,
         mod_revision_min: Revision(or_none(request.min_mod_revision)),
         mod_revision_max: at_most(request.max_mod_revision),
         create_revision_min: Revision(or_none(request.min_create_revision)),

@@ -8,7 +8,7 @@ pub mod transcript;
 
 use gateway::GatewayConfig;
 use gateway::driver::{Handle, Links, Replies, start};
-use gateway::etcd::{Info, Limits, NodeStatus, Tls, routes, serve};
+use gateway::etcd::{Info, Limits, NodeStatus, Readiness, Tls, routes, serve};
 use paxos::{GroupId, NodeId, Slot, StateMachine};
 use shardkv::command::{Batch, Command, Outcome};
 use shardkv::map::{GroupInfo, NodeInfo, SHARDMASTER_GROUP, ShardInfo, ShardMap};
@@ -174,12 +174,19 @@ pub fn gateway(shards: &[(&'static str, u64)]) -> Handle {
 
 /// Serves the etcd API of a cluster in this process on a loopback port; returns its address.
 pub async fn server(shards: &[(&'static str, u64)]) -> String {
+    server_with(shards, Arc::new(|| Readiness::Ready)).await
+}
+
+/// The same, with something to say about whether it is ready.
+pub async fn server_with(
+    shards: &[(&'static str, u64)],
+    readiness: Arc<dyn Fn() -> Readiness + Send + Sync>,
+) -> String {
     let node = || NodeStatus {
         db_size_bytes: 4096,
         db_size_in_use_bytes: 1024,
         decided_slot: 9,
         applied_slot: 9,
-        is_ready: true,
         ..NodeStatus::default()
     };
     let info = Info {
@@ -189,6 +196,7 @@ pub async fn server(shards: &[(&'static str, u64)]) -> String {
         limits: Limits::default(),
         tls: Tls::default(),
         node: Arc::new(node),
+        readiness,
     };
     let routes = routes(gateway(shards), info);
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port");

@@ -65,7 +65,9 @@ impl NodeHandle {
     pub async fn figures(&self) -> Option<Result<NodeFigures, StoreError>> {
         let core = self.status().await?;
         let Sources { wal, syncs, peers, mailbox, store } = &self.sources;
-        let rocks = store.inner().inner().figures();
+        let of_store = store.clone();
+        // Asking RocksDB takes its locks, perhaps behind a compaction: not on the thread of the turns.
+        let rocks = tokio::task::spawn_blocking(move || of_store.inner().inner().figures()).await.ok()?;
         Some(rocks.map(|rocks| NodeFigures {
             core,
             wal: wal.stats(),

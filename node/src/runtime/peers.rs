@@ -210,6 +210,8 @@ struct Queue {
     /// Counts streams; what an old one has not taken yet belongs to the new one.
     stream: u64,
     connected: bool,
+    /// The other side has let us in.
+    accepted: bool,
     /// Since the start: messages that did not fit, and streams that came about.
     dropped: u64,
     streams: u64,
@@ -300,9 +302,15 @@ impl Peer {
 
     fn begin(&self) -> u64 {
         let mut queue = lock(&self.queue);
-        let (streams, dropped) = (queue.streams + 1, queue.dropped);
+        let (streams, dropped) = (queue.streams, queue.dropped);
         *queue = Queue { stream: queue.stream + 1, connected: true, streams, dropped, ..Queue::default() };
         queue.stream
+    }
+
+    fn accepted(&self) {
+        let mut queue = lock(&self.queue);
+        queue.accepted = true;
+        queue.streams += 1;
     }
 
     fn end(&self) {
@@ -315,7 +323,7 @@ impl Peer {
         let queue = lock(&self.queue);
         PeerFigures {
             node: self.node,
-            connected: queue.connected,
+            connected: queue.accepted,
             queued_bytes: queue.bytes,
             dropped: queue.dropped,
             streams: queue.streams,
@@ -326,9 +334,12 @@ impl Peer {
 /// Keeps the stream to a peer up. Returns only with the reason why this node must stop.
 pub(super) async fn run(peer: Arc<Peer>, known: Arc<KnownPeers>, dialer: Arc<dyn Dialer>) -> String {
     let mut backoff = BACKOFF_MIN;
+    // What was said last: a peer that is down is worth one line, not two a second.
+    let mut said = String::new();
     loop {
         match connect(&peer, &known, &dialer).await {
             Ok(()) => {
+                said.clear();
                 tracing::info!(node = %peer.node, address = peer.address.address, "the stream to a peer has ended");
                 backoff = BACKOFF_MIN;
             }
@@ -349,7 +360,14 @@ pub(super) async fn run(peer: Arc<Peer>, known: Arc<KnownPeers>, dialer: Arc<dyn
                 );
                 backoff = BACKOFF_MAX * 10;
             }
-            Err(status) => tracing::debug!(node = %peer.node, %status, "no stream to a peer"),
+            Err(status) => {
+                let (name, address, why) = (&peer.address.name, &peer.address.address, status.message());
+                match why == said {
+                    true => tracing::debug!(node = name, address, "still no stream to a peer: {why}"),
+                    false => tracing::warn!(node = name, address, "no stream to a peer, it is tried again: {why}"),
+                }
+                why.clone_into(&mut said);
+            }
         }
         peer.end();
         tokio::time::sleep(backoff).await;
@@ -378,6 +396,7 @@ async fn connect(peer: &Arc<Peer>, known: &KnownPeers, dialer: &Arc<dyn Dialer>)
     let mut client = PeerClient::new(channel).max_encoding_message_size(64 << 20).max_decoding_message_size(64 << 20);
     let response = client.exchange(request).await?;
     known.accepted(peer.node);
+    peer.accepted();
     tracing::info!(node = %peer.node, address = peer.address.address, "connected to a peer");
     let mut nothing = response.into_inner();
     // The other side sends nothing on this stream; it ends when the connection does.

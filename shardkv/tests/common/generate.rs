@@ -68,6 +68,7 @@ pub fn range() -> impl Strategy<Value = Range> {
             sort,
             keys_only: on.0,
             count_only: on.1,
+            uncounted: false,
             mod_revision_min: filters.0,
             mod_revision_max: filters.1,
             create_revision_min: filters.2,

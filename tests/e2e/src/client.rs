@@ -5,6 +5,8 @@ use checkers::{Answer, Guard, Key, KeyState, Operation, Outcome, ReadMode, Revis
 use proto::etcdserverpb as pb;
 use proto::mvccpb::KeyValue;
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
@@ -182,4 +184,37 @@ fn certainly_refused(status: &Status) -> bool {
             | Code::Unimplemented
             | Code::Unauthenticated
     )
+}
+
+/// How long a process may take to become ready.
+const READY_LIMIT: Duration = Duration::from_secs(30);
+const READY_POLL: Duration = Duration::from_millis(20);
+
+/// A page of a port that speaks HTTP without TLS, with its head; empty where nobody answers.
+pub async fn page(port: u16, path: &str) -> String {
+    let asking = async {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut page = String::new();
+        stream.read_to_string(&mut page).await?;
+        std::io::Result::Ok(page)
+    };
+    asking.await.unwrap_or_default()
+}
+
+/// Waits until the process at a port says that it is ready.
+///
+/// # Panics
+/// If it does not in time.
+pub async fn wait_ready(port: u16) {
+    let deadline = Instant::now() + READY_LIMIT;
+    loop {
+        let said = page(port, "/readyz").await;
+        if said.starts_with("HTTP/1.1 200") {
+            return;
+        }
+        assert!(Instant::now() < deadline, "not ready: {said}");
+        tokio::time::sleep(READY_POLL).await;
+    }
 }

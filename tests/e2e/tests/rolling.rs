@@ -1,7 +1,7 @@
 //! Nodes that are told to stop hand over what they lead: behind gateways nobody notices a rolling restart.
 
 use bytes::Bytes;
-use e2e::client::{channel, kv};
+use e2e::client::{channel, kv, wait_ready};
 use e2e::cluster::{Cluster, Start, free_ports};
 use e2e::system::{Layout, Role, System};
 use proto::etcdserverpb as pb;
@@ -9,38 +9,11 @@ use std::ffi::OsString;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 const LIMIT: Duration = Duration::from_secs(30);
 const WRITERS: u64 = 8;
 /// Restarts of each node.
 const ROUNDS: usize = 2;
-
-/// A page of a process's metrics port, with its head; empty where nobody answers.
-async fn page(port: u16, path: &str) -> String {
-    let asking = async {
-        let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
-        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await?;
-        let mut page = String::new();
-        stream.read_to_string(&mut page).await?;
-        std::io::Result::Ok(page)
-    };
-    asking.await.unwrap_or_default()
-}
-
-async fn wait_ready(port: u16) {
-    let deadline = Instant::now() + LIMIT;
-    loop {
-        let said = page(port, "/readyz").await;
-        if said.starts_with("HTTP/1.1 200") {
-            return;
-        }
-        assert!(Instant::now() < deadline, "not ready: {said}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
 
 /// Writes one key without a pause, and counts; the longest that a write took.
 async fn write(endpoint: String, number: u64, stop: Arc<AtomicBool>, done: Arc<AtomicU64>) -> Duration {

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -25,6 +25,8 @@ const ROTATIONS: usize = 3;
 struct Secured {
     directory: tempfile::TempDir,
     nodes: Vec<Process>,
+    /// How they were started.
+    words: Vec<Vec<OsString>>,
     /// Of client, peer and metrics ports.
     ports: Vec<[u16; 3]>,
 }
@@ -56,7 +58,7 @@ impl Secured {
         let directory = tempfile::tempdir().expect("a directory");
         let ports = free_ports(9).expect("nine free ports");
         let ports: Vec<[u16; 3]> = ports.chunks(3).map(|ports| [ports[0], ports[1], ports[2]]).collect();
-        let mut secured = Secured { directory, nodes: Vec::new(), ports };
+        let mut secured = Secured { directory, nodes: Vec::new(), words: Vec::new(), ports };
         let certs = secured.path("certs");
         run_well(&["certs", "init", "--dir", &certs]);
         run_well(&["certs", "client", "ada", "--dir", &certs]);
@@ -80,18 +82,28 @@ impl Secured {
             ];
             let words = words.into_iter().flat_map(|(option, value)| [option.into(), value.into()]);
             let words: Vec<OsString> = ["start".into()].into_iter().chain(words).collect();
-            let log = secured.directory.path().join(format!("{name}.log"));
-            secured.nodes.push(Process::start(&name, &binary(), &words, &log).expect("it starts"));
+            secured.words.push(words);
+            secured.nodes.push(secured.process(index));
         }
-        let deadline = Instant::now() + LIMIT;
         for index in 0..3 {
-            while !secured.page(index, "/readyz", None).await.starts_with("HTTP/1.1 200") {
-                secured.nodes[index].check_alive().expect("it runs");
-                assert!(Instant::now() < deadline, "n{} is not ready", index + 1);
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
+            secured.await_ready(index).await;
         }
         secured
+    }
+
+    fn process(&self, index: usize) -> Process {
+        let name = format!("n{}", index + 1);
+        let log = self.directory.path().join(format!("{name}.log"));
+        Process::start(&name, &binary(), &self.words[index], &log).expect("it starts")
+    }
+
+    async fn await_ready(&mut self, index: usize) {
+        let deadline = Instant::now() + LIMIT;
+        while !self.page(index, "/readyz", None).await.starts_with("HTTP/1.1 200") {
+            self.nodes[index].check_alive().expect("it runs");
+            assert!(Instant::now() < deadline, "n{} is not ready", index + 1);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     fn path(&self, below: &str) -> String {
@@ -201,7 +213,7 @@ async fn write(endpoint: String, dialer: Arc<dyn Dialer>, fresh: bool, stop: Arc
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn certificates_change_under_load_and_no_request_fails() {
-    let secured = Secured::start().await;
+    let mut secured = Secured::start().await;
     let file = |name: &str| PathBuf::from(secured.path(&format!("certs/ada/{name}")));
     let config = client_config(&file("ca.crt"), Some((&file("tls.crt"), &file("tls.key")))).expect("good files");
     let dialer: Arc<dyn Dialer> = Arc::new(TlsDialer::fixed(config));
@@ -214,8 +226,12 @@ async fn certificates_change_under_load_and_no_request_fails() {
         .collect();
     let mut expiries = vec![expiry(&secured).await];
     for _ in 0..ROTATIONS {
-        // A certificate's times have seconds.
-        tokio::time::sleep(Duration::from_millis(1100)).await;
+        // A certificate's times have seconds: in the same one it would have the same.
+        let now = || SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+        let issued = now();
+        while now() == issued {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         secured.issue();
         let deadline = Instant::now() + LIMIT;
         while expiry(&secured).await == *expiries.last().expect("not empty") {
@@ -234,6 +250,23 @@ async fn certificates_change_under_load_and_no_request_fails() {
     for writer in writers {
         writer.await.expect("no request failed");
     }
+    // Streams between nodes live on when certificates change: a node that comes back must make new ones.
+    let before = streams(&secured).await;
+    secured.nodes.remove(2).stop(LIMIT).expect("it stops");
+    secured.nodes.push(secured.process(2));
+    secured.await_ready(2).await;
+    let deadline = Instant::now() + LIMIT;
+    while streams(&secured).await <= before {
+        assert!(Instant::now() < deadline, "n1 has no new stream to n3, whose certificate is new");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// How many streams to other nodes n1 has made.
+async fn streams(secured: &Secured) -> f64 {
+    let metrics = secured.page(0, "/metrics", Some(TOKEN)).await;
+    let streams = metrics.lines().filter(|line| line.starts_with("cloudpaxos_peer_streams_total{"));
+    streams.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }
 
 /// When n1's certificate expires, as its metrics tell.

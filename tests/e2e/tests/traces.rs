@@ -2,7 +2,7 @@
 //! the other replicas.
 
 use bytes::Bytes;
-use e2e::client::{channel, kv};
+use e2e::client::{channel, kv, wait_ready};
 use e2e::cluster::{Cluster, Start};
 use e2e::system::{Layout, System};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
@@ -69,6 +69,11 @@ async fn a_write_is_one_trace_over_all_nodes() {
     };
     let cluster =
         Cluster::start_as(System::Cloudpaxos, Layout::AllRoles, parent.path(), start).await.expect("a cluster");
+    for endpoint in cluster.endpoints() {
+        // Who has no stream from the leader yet hears of no trace.
+        let port = endpoint.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
+        wait_ready(port).await;
+    }
     let put = || Request::new(pb::PutRequest { key: Bytes::from_static(b"traced"), ..Default::default() });
     for endpoint in cluster.endpoints() {
         let mut client = kv(channel(&endpoint));
