@@ -1,4 +1,8 @@
-"""Compares two systems' throughput, round by round: compare.py RESULTS BASE OTHER."""
+"""Compares two systems, round by round: compare.py RESULTS BASE OTHER.
+
+Throughput moves with the machine's mood. What the servers' CPU costs is compared with what the load
+generator's costs in the same seconds: both slow down together, so their quotient shows what is the servers'.
+"""
 
 import json
 import statistics
@@ -9,13 +13,17 @@ cells = {}
 for line in open(path):
     result = json.loads(line)
     key = (result["cell"]["operation"], result["cell"]["clients"])
-    cells.setdefault(key, {}).setdefault(result["system"], {})[result["round"]] = result["throughput"]
-for (operation, clients), systems in cells.items():
+    cells.setdefault(key, {}).setdefault(result["system"], {})[result["round"]] = result
+
+
+def compared(title, systems, value):
     rounds = sorted(systems[base].keys() & systems[other].keys())
-    ratios = [systems[other][number] / systems[base][number] for number in rounds]
-    each = ", ".join(f"{ratio:.3f}" for ratio in ratios)
-    print(
-        f"{operation} with {clients} clients: {statistics.median(systems[base].values()):.0f}/s, "
-        f"{other} {statistics.median(systems[other].values()):.0f}/s; ratio per round {each}; "
-        f"median {statistics.median(ratios):.3f}"
-    )
+    ratios = sorted(value(systems[other][number]) / value(systems[base][number]) for number in rounds)
+    middle = statistics.median(ratios)
+    print(f"  {title}: median ratio {middle:.3f} over {len(rounds)} rounds ({ratios[0]:.3f} to {ratios[-1]:.3f})")
+
+
+for (operation, clients), systems in cells.items():
+    print(f"{operation} with {clients} clients, {other} to {base}:")
+    compared("throughput", systems, lambda result: result["throughput"])
+    compared("servers' CPU by the load's", systems, lambda result: result["server_cpu_micros"] / result["client_cpu_micros"])
