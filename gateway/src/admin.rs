@@ -21,7 +21,7 @@ use futures_util::future::join_all;
 use paxos::GroupId;
 use proto::admin::admin_server::{Admin, AdminServer};
 use proto::admin::{NodeReport, Shard, ShardsListRequest, ShardsListResponse, StatusRequest, StatusResponse};
-use shardkv::map::{GroupInfo, NodeInfo, ShardInfo, ShardMap};
+use shardkv::map::{NodeInfo, ShardInfo, ShardMap};
 use shardkv::types::Revision;
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,9 +52,6 @@ impl From<AdminError> for Status {
 pub trait AdminSource: Send + Sync + 'static {
     /// The newest shard map that can be had.
     async fn map(&self) -> Result<Arc<ShardMap>, AdminError>;
-
-    /// The shardmaster's group, which the map does not list.
-    fn shardmaster(&self) -> GroupInfo;
 
     /// The largest revision that this gateway knows.
     fn known_revision(&self) -> Revision;
@@ -94,7 +91,6 @@ impl AdminService {
         .await;
         Ok(Answers {
             reports: reports.into_iter().collect(),
-            shardmaster: self.source.shardmaster(),
             known_revision: self.source.known_revision(),
             version: self.version.clone(),
             map,

@@ -226,7 +226,7 @@ mod tests {
                 epoch: Epoch(1),
             })
             .collect();
-        let group = |id| GroupInfo { id: GroupId(id), replicas: vec![NodeId(1), NodeId(2), NodeId(3)] };
+        let group = |id| GroupInfo::new(GroupId(id), vec![NodeId(1), NodeId(2), NodeId(3)]);
         let node = |id| NodeInfo {
             id: NodeId(id),
             name: format!("n{id}"),
@@ -239,6 +239,7 @@ mod tests {
             incarnation: 1,
             compacted: Revision(0),
             shards,
+            shardmaster: group(1),
             groups: vec![group(2), group(3)],
             nodes: vec![node(1), node(2), node(3)],
         };

@@ -4,7 +4,7 @@
 use crate::core::{Applied, ApplyJob, EntryOutcome, Machine, SnapshotJob};
 use crate::core::{SnapshotEvent, TRANSFER_PIECE_BYTES};
 use bytes::Bytes;
-use paxos::{GroupId, Slot, SnapshotSink, SnapshotSource, StateMachine};
+use paxos::{Configuration, GroupId, Slot, SnapshotSink, SnapshotSource, StateMachine};
 use shardkv::map::SHARDMASTER_GROUP;
 use shardkv::store::{Store, StoreError};
 use shardkv::types::Revision;
@@ -30,6 +30,13 @@ impl<S: Store> Hosted<S> {
         match self {
             Hosted::Data(group) => group.imaged(),
             Hosted::Master(group) => group.imaged(),
+        }
+    }
+
+    fn configuration(&self) -> Option<Configuration> {
+        match self {
+            Hosted::Data(group) => group.configuration(),
+            Hosted::Master(group) => group.configuration(),
         }
     }
 
@@ -84,6 +91,11 @@ impl<S: Store> Machines<S> {
     /// The slot of the image that a group's state machine has installed last.
     pub fn imaged(&self, group: GroupId) -> Slot {
         self.groups.get(&group).map_or(Slot(0), Hosted::imaged)
+    }
+
+    /// The configuration of the last stop-sign that a group's state machine has applied.
+    pub fn configuration(&self, group: GroupId) -> Option<Configuration> {
+        self.groups.get(&group)?.configuration()
     }
 
     /// What the core reads of a group.
@@ -151,7 +163,8 @@ impl<S: Store> Machines<S> {
                     }
                     Err(error) => return Err(error),
                 };
-                let machine = installed.and_then(|_| Some((group, self.machine(group)?)));
+                let machine = if installed.is_some() { self.machine(group) } else { None };
+                let machine = machine.map(|machine| (group, machine));
                 Ok(Some((SnapshotEvent::Stored { group, transfer, sequence, installed, failed }, machine)))
             }
         }
@@ -178,7 +191,7 @@ impl<S: Store> Machines<S> {
         sequence: u64,
         piece: Bytes,
         last: bool,
-    ) -> Result<Option<Slot>, StoreError> {
+    ) -> Result<Option<(Slot, Option<Configuration>)>, StoreError> {
         let Some(hosted) = self.groups.get_mut(&id) else { return Ok(None) };
         if sequence == 0 {
             let sink = match hosted {
@@ -200,7 +213,7 @@ impl<S: Store> Machines<S> {
             Hosted::Data(group) => group.finish_install(sink)?,
             Hosted::Master(group) => group.finish_install(sink)?,
         }
-        Ok(Some(hosted.applied()))
+        Ok(Some((hosted.applied(), hosted.configuration())))
     }
 
     /// Makes everything applied durable.

@@ -13,7 +13,7 @@
 use crate::log::Log;
 use crate::message::Promise;
 use crate::record::{Record, Recovered};
-use crate::{Ballot, Slot};
+use crate::{Ballot, ConfigId, Slot};
 use bytes::Bytes;
 
 /// Pieces of an AcceptSync, beside the log until all are there.
@@ -101,7 +101,7 @@ impl Acceptor {
 
     /// Phase 1b ("Paxos Made Simple", §2.2). The promise may leave when the log tail as of this
     /// step is durable, even where no record is emitted: an earlier one may still be on its way.
-    pub fn prepare(&mut self, ballot: Ballot, records: &mut Vec<Record>) -> Option<Promise> {
+    pub fn prepare(&mut self, ballot: Ballot, votes: bool, records: &mut Vec<Record>) -> Option<Promise> {
         if ballot < self.promised {
             return None;
         }
@@ -110,11 +110,11 @@ impl Acceptor {
             self.staged = None;
             records.push(Record::Promised(ballot));
         }
-        Some(self.promise())
+        Some(self.promise(votes))
     }
 
-    /// What a promise reports now.
-    pub fn promise(&self) -> Promise {
+    /// What a promise reports now. `votes`: see [`Promise::votes`].
+    pub fn promise(&self, votes: bool) -> Promise {
         Promise {
             ballot: self.promised,
             accepted: self.accepted,
@@ -122,6 +122,7 @@ impl Acceptor {
             decided: self.decided,
             first_kept: self.log.first_kept(),
             suspect: self.suspect,
+            votes,
         }
     }
 
@@ -265,13 +266,18 @@ impl Acceptor {
         assert!(self.decided <= self.log.length(), "decided {} beyond the log {}", self.decided, self.log.length());
     }
 
-    /// The state machine now holds everything up to `slot` by a snapshot. Accepted entries above it
-    /// stay, and so does the accepted ballot.
-    pub fn installed(&mut self, slot: Slot, records: &mut Vec<Record>) {
+    /// The state machine now holds everything up to `slot` by a snapshot, `config` being in force there.
+    /// Accepted entries above it stay, and so does the accepted ballot; but where that is of an earlier
+    /// configuration they lie behind its stop-sign, and are void.
+    pub fn installed(&mut self, slot: Slot, config: ConfigId, records: &mut Vec<Record>) {
         if slot <= self.decided && self.log.first_kept() <= slot.next() {
             return;
         }
         self.log.install(slot);
+        if self.accepted.config < config {
+            self.log.cut(slot.max(self.decided));
+            self.durable_length = self.durable_length.min(self.log.length());
+        }
         self.staged = None;
         self.decided = self.decided.max(slot);
         self.announced = self.announced.max(slot);

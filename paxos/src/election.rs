@@ -8,7 +8,7 @@
 //! follow, and a leader without a quorum is replaced even though some still hear it.
 
 use crate::leader::quorum_of;
-use crate::{Ballot, NodeId};
+use crate::{Ballot, ConfigId, NodeId};
 use serde::{Deserialize, Serialize};
 
 /// What a replica publishes about one group to the other nodes, in heartbeats.
@@ -25,6 +25,8 @@ pub struct Status {
     /// Whether its node had better not lead: its disk is full, or it is about to stop. Elections do not look at
     /// it, so that there is a leader to read from when all disks are full.
     pub reluctant: bool,
+    /// The configuration that it is in: it knows that the one before is sealed.
+    pub config: ConfigId,
 }
 
 /// One replica's view of who leads.
@@ -68,26 +70,30 @@ impl Election {
         }
     }
 
-    /// One round: `reached` are the statuses of the other replicas with whom a round trip succeeded
-    /// lately. Returns whether this replica wants to take over.
-    pub fn round(&mut self, replicas: usize, reached: &[Status]) -> bool {
+    /// One round among the `replicas` of a configuration: `reached` are the statuses of the others with whom
+    /// a round trip succeeded lately. Returns whether this replica wants to take over.
+    pub fn round(&mut self, config: ConfigId, replicas: usize, reached: &[Status]) -> bool {
         if let Some(highest) = reached.iter().map(|status| status.leader).max() {
             self.saw(highest);
         }
         let reaches_quorum = reached.len() + 1 >= quorum_of(replicas);
-        self.happy = if self.leader == self.own {
+        self.happy = if self.leader.config < config {
+            // The leader of a sealed configuration is none.
+            false
+        } else if self.leader == self.own {
             let followers = reached.iter().filter(|status| status.leader <= self.own).count();
             followers + 1 >= quorum_of(replicas)
                 || reached.iter().any(|status| status.leader > self.own && status.happy)
         } else {
             reached.iter().any(|status| status.own == self.leader && status.happy)
         };
-        !self.happy && reaches_quorum && reached.iter().all(|status| !status.happy)
+        // A later configuration has begun: its leader will bring us there.
+        let outdated = self.leader.config > config;
+        !self.happy && !outdated && reaches_quorum && reached.iter().all(|status| !status.happy)
     }
 
-    /// Takes over with a ballot above everything seen.
-    pub fn take_over(&mut self, boot: u64) -> Ballot {
-        let config = self.leader.config.max(self.own.config);
+    /// Takes over with a ballot above everything seen in the configuration.
+    pub fn take_over(&mut self, config: ConfigId, boot: u64) -> Ballot {
         let round = self.leader.round.max(self.own.round) + 1;
         self.own = Ballot { config, round, node: self.me, boot };
         self.leader = self.own;
@@ -96,7 +102,8 @@ impl Election {
     }
 
     /// What this replica publishes.
-    pub fn status(&self, durably_promised: Ballot) -> Status {
-        Status { promised: durably_promised, own: self.own, leader: self.leader, happy: self.happy, reluctant: false }
+    pub fn status(&self, durably_promised: Ballot, config: ConfigId) -> Status {
+        let Election { own, leader, happy, .. } = *self;
+        Status { promised: durably_promised, own, leader, happy, reluctant: false, config }
     }
 }

@@ -9,10 +9,13 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Clone, Debug)]
 pub(crate) struct Preparing {
     pub(crate) ballot: Ballot,
+    /// Who votes, this replica included.
+    pub(crate) voters: Vec<NodeId>,
     /// Durable promises; the own one counts when its record is durable.
     pub(crate) promises: BTreeMap<NodeId, Promise>,
     pub(crate) fetch: Option<Fetch>,
     pub(crate) handover: Option<Ballot>,
+    pub(crate) since: Time,
     pub(crate) sent_at: Time,
 }
 
@@ -40,9 +43,14 @@ pub(crate) struct Leading {
     pub(crate) ballot: Ballot,
     /// The ballot of the log that phase 1 adopted, and its length then.
     pub(crate) adopted: (Ballot, Slot),
+    /// Who votes, this replica included.
+    pub(crate) voters: Vec<NodeId>,
+    /// The other voters, and those who learn: what the stop-sign names, what the host names.
     pub(crate) peers: BTreeMap<NodeId, Peer>,
     /// Everything up to here is decided (a quorum accepted it durably).
     pub(crate) decided: Slot,
+    /// The peers were asked whether they know that the stop-sign is decided.
+    pub(crate) asked: bool,
     /// Confirmation rounds (reads without a lease).
     pub(crate) confirm: Confirm,
 }
@@ -96,19 +104,24 @@ pub(crate) struct Confirm {
     pub(crate) sent_at: Time,
 }
 
-/// The promise whose log the leader adopts: the longest of the highest accepted ballot. Suspects
-/// never count.
+/// Whether a promise counts in phase 1.
+fn counts(promise: &Promise) -> bool {
+    promise.votes && !promise.suspect
+}
+
+/// The promise whose log the leader adopts: the longest of the highest accepted ballot. Suspects, and those
+/// without a vote, never count.
 pub(crate) fn best_promise(promises: &BTreeMap<NodeId, Promise>) -> Option<(NodeId, Promise)> {
     promises
         .iter()
-        .filter(|(_, promise)| !promise.suspect)
+        .filter(|(_, promise)| counts(promise))
         .max_by_key(|(node, promise)| (promise.accepted, promise.length, **node))
         .map(|(node, promise)| (*node, *promise))
 }
 
 /// How many promises count.
 pub(crate) fn countable(promises: &BTreeMap<NodeId, Promise>) -> usize {
-    promises.values().filter(|promise| !promise.suspect).count()
+    promises.values().filter(|promise| counts(promise)).count()
 }
 
 /// The last slot that a promiser may keep: its whole log if that belongs to the adopted ballot (logs

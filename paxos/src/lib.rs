@@ -28,6 +28,9 @@
 //! *Leases.* Heartbeats run between nodes, not groups ([`heartbeat`]); with them acceptors grant
 //! leaders a lease, during which they promise nobody else, so a leader may read its own state.
 //!
+//! *Membership.* The last entry of a configuration, a stop-sign, seals it and names the members of the
+//! next ([`configuration`]); new members follow the log as learners, without a vote, before.
+//!
 //! # Invariants
 //! - This crate depends on no workspace crate, reads no clock, does no I/O, iterates no hash map.
 //! - A message of `send_durable` reports state that must survive a crash; it waits for the log's tail
@@ -36,10 +39,12 @@
 
 pub mod acceptor;
 mod codec;
+pub mod configuration;
 pub mod election;
 pub mod heartbeat;
 mod leader;
 pub mod log;
+mod membership;
 pub mod message;
 mod proposer;
 pub mod record;
@@ -48,6 +53,7 @@ mod state_machine;
 mod types;
 
 pub use codec::DecodeError;
+pub use configuration::Configuration;
 pub use leader::quorum_of;
 pub use message::{Envelope, Message};
 pub use record::{Record, Recovered, recover};

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 /// The version of the wire format, first byte of every encoded message.
-pub const WIRE_VERSION: u8 = 1;
+pub const WIRE_VERSION: u8 = 2;
 
 /// A message with its address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +33,9 @@ pub enum Message {
         /// The leader at this ballot has handed over to the candidate and given up its lease, so
         /// an acceptor need not wait for its grant to end.
         handover: Option<Ballot>,
+        /// The sender leads at this ballot already, and wants to bring the receiver to its log. Also one
+        /// that has no vote yet: it learns.
+        elected: bool,
     },
     /// Phase 1b: the acceptor promises to accept nothing of a lower ballot, and describes its log.
     Promise(Promise),
@@ -143,6 +146,8 @@ pub struct Promise {
     pub first_kept: Slot,
     /// The acceptor cannot prove its whole log: it asks to be repaired and counts in no quorum.
     pub suspect: bool,
+    /// It has a vote in the ballot's configuration, and all that was decided in the one before.
+    pub votes: bool,
 }
 
 impl Message {

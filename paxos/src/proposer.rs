@@ -10,13 +10,18 @@ use crate::{Ballot, NodeId, Slot, Time};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
+/// A candidate that lacks a quorum for so long brings its image to voters that do not know that they are.
+const UNINFORMED_MICROS: u64 = 1_500_000;
+
 impl Replica {
     /// Answers to our own ballot. Those to an earlier one are dropped.
     pub(crate) fn receive_as_leader(&mut self, now: Time, from: NodeId, message: Message, out: &mut Outputs) {
         let ballot = message.ballot();
         let first_kept = self.acceptor.log().first_kept();
         match (&mut self.role, message) {
-            (Role::Preparing(preparing), Message::Promise(promise)) if preparing.ballot == ballot => {
+            (Role::Preparing(preparing), Message::Promise(promise))
+                if preparing.ballot == ballot && preparing.voters.contains(&from) =>
+            {
                 preparing.promises.insert(from, promise);
                 self.try_adopt(now, out);
             }
@@ -73,8 +78,10 @@ impl Replica {
                     self.send_now(out, from, Message::Decide { ballot, decided: settled, answer: false });
                 }
             }
-            (Role::Leading(leading), Message::Confirmed { round, .. }) if leading.ballot == ballot => {
-                let quorum = quorum_of(self.config.replicas.len());
+            (Role::Leading(leading), Message::Confirmed { round, .. })
+                if leading.ballot == ballot && leading.voters.contains(&from) =>
+            {
+                let quorum = quorum_of(leading.voters.len());
                 let confirm = &mut leading.confirm;
                 if round != confirm.begun || confirm.confirmed == confirm.begun {
                     return;
@@ -93,9 +100,9 @@ impl Replica {
 
     /// Begins the round that was asked for while another one ran.
     fn step_confirm(&mut self, now: Time, out: &mut Outputs) {
-        let peers = self.peers();
         let me = self.config.me;
         let Role::Leading(leading) = &mut self.role else { return };
+        let peers: Vec<NodeId> = leading.voters.iter().copied().filter(|node| *node != me).collect();
         let (begun, confirmed) = (leading.confirm.begun + 1, leading.confirm.confirmed);
         leading.confirm = Confirm { begun, confirmed, sent_at: now, ..Confirm::default() };
         leading.confirm.acks.insert(me);
@@ -108,7 +115,7 @@ impl Replica {
     /// Our own records are durable: our promise counts in phase 1, our vote in phase 2.
     pub(crate) fn own_durable(&mut self, now: Time, promised: Ballot, out: &mut Outputs) {
         let me = self.config.me;
-        let promise = self.acceptor.promise();
+        let promise = self.promise();
         if let Role::Preparing(preparing) = &mut self.role
             && preparing.ballot == promised
         {
@@ -119,9 +126,9 @@ impl Replica {
 
     /// With a quorum of promises, our own among them: fetch the best log, or adopt it.
     fn try_adopt(&mut self, now: Time, out: &mut Outputs) {
-        let (me, quorum) = (self.config.me, quorum_of(self.config.replicas.len()));
-        let own = self.acceptor.promise();
+        let (me, own) = (self.config.me, self.promise());
         let Role::Preparing(preparing) = &mut self.role else { return };
+        let quorum = quorum_of(preparing.voters.len());
         let ready = preparing.promises.contains_key(&me) && countable(&preparing.promises) >= quorum;
         if !ready || preparing.fetch.is_some() {
             return;
@@ -168,26 +175,28 @@ impl Replica {
         let adopted = (best.accepted, fetch.end);
         let (cut, entries) = (fetch.cut, std::mem::take(&mut fetch.entries));
         let promises = std::mem::take(&mut preparing.promises);
+        let voters = std::mem::take(&mut preparing.voters);
         self.acceptor.adopt_as_leader(ballot, cut, entries, self.config.piece_bytes_max, &mut out.records);
         let (length, expected) = (self.acceptor.log().length(), adopted.1.max(self.acceptor.decided()));
         assert_eq!(length, expected, "leader of {ballot} adopted a log of another length than phase 1 found");
-        self.lead(now, ballot, adopted, promises, out);
+        self.lead(now, (ballot, voters), adopted, promises, out);
     }
 
     /// Phase 1 is over. A no-op of our own ballot comes first: once it is applied, everything that
-    /// earlier ballots decided is applied too.
+    /// earlier ballots decided is applied too. Not behind a stop-sign: that is only to be decided.
     fn lead(
         &mut self,
         now: Time,
-        ballot: Ballot,
+        (ballot, voters): (Ballot, Vec<NodeId>),
         adopted: (Ballot, Slot),
         promises: BTreeMap<NodeId, Promise>,
         out: &mut Outputs,
     ) {
-        let peers = self.peers().into_iter().map(|node| (node, Peer::new(now))).collect();
         let decided = self.acceptor.decided();
         self.gave_way = false;
-        self.role = Role::Leading(Leading { ballot, adopted, peers, decided, confirm: Confirm::default() });
+        let (peers, confirm) = (BTreeMap::new(), Confirm::default());
+        self.role = Role::Leading(Leading { ballot, adopted, voters, peers, decided, asked: false, confirm });
+        self.choose_peers(now);
         out.ping = true;
         self.propose(now, Bytes::new(), out);
         let me = self.config.me;
@@ -225,6 +234,9 @@ impl Replica {
     /// Appends an entry to our own log and sends it on. Ignored where we do not lead.
     pub(crate) fn propose(&mut self, now: Time, entry: Bytes, out: &mut Outputs) {
         let Role::Leading(leading) = &self.role else { return };
+        if self.seal().is_some() {
+            return;
+        }
         let (ballot, start) = (leading.ballot, self.next_slot());
         let placed = self.acceptor.accept(ballot, start, vec![entry], &mut out.records);
         assert!(placed, "leader of {ballot} cannot accept its own proposal at {start}");
@@ -291,10 +303,11 @@ impl Replica {
 
     /// Computes what a quorum has durably accepted.
     pub(crate) fn advance(&mut self, out: &mut Outputs) {
-        let quorum = quorum_of(self.config.replicas.len());
         let Role::Leading(leading) = &mut self.role else { return };
+        let quorum = quorum_of(leading.voters.len());
         let own = self.acceptor.vote(leading.ballot);
-        let mut watermarks: Vec<Slot> = leading.peers.values().filter_map(|peer| peer.matched).collect();
+        let votes = leading.voters.iter().filter_map(|node| leading.peers.get(node)?.matched);
+        let mut watermarks: Vec<Slot> = votes.collect();
         watermarks.extend(own);
         if watermarks.len() < quorum {
             return;
@@ -340,9 +353,16 @@ impl Replica {
                 if stalled && let Some(fetch) = preparing.fetch.take() {
                     preparing.promises.remove(&fetch.from);
                 }
-                for node in self.peers().into_iter().filter(|node| !promised.contains(node)) {
+                let lasts = now.since(preparing.since) >= UNINFORMED_MICROS;
+                let voters = preparing.voters.clone();
+                for node in self.but_me(&voters).into_iter().filter(|node| !promised.contains(node)) {
                     if self.acceptor.promised() == ballot {
-                        self.send_durable(out, node, Message::Prepare { ballot, handover });
+                        self.send_durable(out, node, Message::Prepare { ballot, handover, elected: false });
+                    }
+                    // Nobody leads the configuration that it is in any more, and it has not heard of ours.
+                    let status = heartbeats.status_of(node, self.config.group);
+                    if lasts && heartbeats.reaches(now, node) && status.is_some_and(|it| it.config < ballot.config) {
+                        out.snapshot_wanted.push(node);
                     }
                 }
                 if stalled { self.try_adopt(now, out) } else { self.continue_fetch(now, out) }
@@ -389,7 +409,7 @@ impl Replica {
                     self.send_now(out, node, Message::Confirm { ballot, round });
                 }
                 for node in probe {
-                    self.send_durable(out, node, Message::Prepare { ballot, handover: None });
+                    self.send_durable(out, node, Message::Prepare { ballot, handover: None, elected: true });
                 }
                 for node in remind {
                     self.send_now(out, node, Message::Decide { ballot, decided, answer: true });

@@ -4,13 +4,13 @@
 //! segments that have been dropped since. A fold may therefore start in the middle of history: slots
 //! below the state's `first_kept` are then missing, everything above is whole.
 
-use crate::{Ballot, Slot};
+use crate::{Ballot, ConfigId, Configuration, Slot};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// The version of the record format, first byte of every encoded record.
-pub const RECORD_VERSION: u8 = 1;
+pub const RECORD_VERSION: u8 = 2;
 
 /// One record of one group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +51,9 @@ pub enum Record {
         /// What was known to be decided.
         decided: Slot,
     },
+    /// A stop-sign in this slot is decided. Before the first vote in the configuration that it begins: who
+    /// has promised there can never again vote in the one before, and must not forget that it may here.
+    Sealed(Slot),
     /// A snapshot through this slot is the state.
     Installed(Slot),
     /// The log cannot be proven whole; everything above the state machine's slot is void.
@@ -96,7 +99,9 @@ impl Record {
             | Record::Rewritten { start, entries } => {
                 (!entries.is_empty()).then(|| Slot(start.0 + entries.len() as u64 - 1))
             }
-            Record::Promised(_) | Record::Installed(_) | Record::Suspect | Record::State { .. } => None,
+            Record::Promised(_) | Record::Sealed(_) | Record::Installed(_) | Record::Suspect | Record::State { .. } => {
+                None
+            }
         }
     }
 
@@ -188,6 +193,7 @@ impl Fold {
                 state.decided = state.decided.max(*decided);
                 state.suspect = false;
             }
+            Record::Sealed(slot) => state.decided = state.decided.max(*slot),
             Record::Installed(slot) => {
                 state.decided = state.decided.max(*slot);
                 state.length = state.length.max(*slot);
@@ -221,7 +227,14 @@ impl Fold {
 /// durably applied: it counts as decided, and the log may begin anywhere at or below its successor.
 /// `imaged` is the slot of the last image that was installed in it (0 if none was): entries up to there
 /// are unproven, also if the crash came before the image's record, and are dropped.
-pub fn recover<'a>(records: impl Iterator<Item = &'a Record>, applied: Slot, imaged: Slot) -> Result<Recovered, Gap> {
+/// `config` is the configuration in force there: entries above it that were accepted in an earlier one lie
+/// behind that one's stop-sign, and are void.
+pub fn recover<'a>(
+    records: impl Iterator<Item = &'a Record>,
+    applied: Slot,
+    imaged: Slot,
+    config: ConfigId,
+) -> Result<Recovered, Gap> {
     assert!(imaged <= applied, "an image of {imaged} is installed, but only {applied} applied");
     let mut fold = Fold::default();
     records.for_each(|record| fold.record(record));
@@ -239,6 +252,10 @@ pub fn recover<'a>(records: impl Iterator<Item = &'a Record>, applied: Slot, ima
         state.length = applied;
         entries.clear();
     }
+    if state.accepted.config < config {
+        state.length = applied;
+        entries.split_off(&applied.next());
+    }
     let mut first = state.length.next();
     while first.0 > 1 && entries.contains_key(&first.prev()) {
         first = first.prev();
@@ -247,7 +264,10 @@ pub fn recover<'a>(records: impl Iterator<Item = &'a Record>, applied: Slot, ima
         return Err(Gap { missing: applied.next(), upto: first.prev() });
     }
     state.first_kept = first;
+    // Whoever leads in a configuration has everything that was decided before, and whoever follows it, too.
+    let began = |entry: &Bytes| Configuration::of_stop_sign(entry).is_some_and(|it| it.id <= state.accepted.config);
+    let sealed = entries.iter().filter(|(_, entry)| began(entry)).map(|(slot, _)| *slot).next_back();
+    state.decided = state.decided.max(sealed.unwrap_or_default()).min(state.length);
     state.entries = entries.split_off(&first).into_values().collect();
-    state.decided = state.decided.min(state.length);
     Ok(state)
 }

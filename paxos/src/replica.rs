@@ -11,9 +11,9 @@ use crate::acceptor::{Acceptor, Synced};
 use crate::election::{Election, Status};
 use crate::heartbeat::Heartbeats;
 use crate::leader::{Confirm, Leading, Preparing, quorum_of};
-use crate::message::{Envelope, Message};
+use crate::message::{Envelope, Message, Promise};
 use crate::record::{Record, Recovered};
-use crate::{Ballot, GroupId, NodeId, Slot, Time};
+use crate::{Ballot, ConfigId, Configuration, GroupId, NodeId, Slot, Time};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -38,8 +38,13 @@ pub enum Input {
     Propose(Bytes),
     /// Everything logged up to this record number ([`Outputs::tail`]) is durable.
     Durable(u64),
-    /// The state machine has installed a snapshot through this slot, durably.
-    Installed(Slot),
+    /// The state machine has installed a snapshot, durably.
+    Installed {
+        /// Through this slot.
+        slot: Slot,
+        /// The configuration that is in force there, if it is not the group's first.
+        configuration: Option<Configuration>,
+    },
     /// Everything up to `slot` is applied and flushed; forget it, but for the newest `keep_bytes`,
     /// which peers that lag a little may still ask for.
     Trim {
@@ -54,6 +59,11 @@ pub enum Input {
     Confirm,
     /// Hand leadership over to another replica.
     HandOver(NodeId),
+    /// These nodes, besides those that vote, are to follow the log while this replica leads.
+    Learners(Vec<NodeId>),
+    /// The leader's host proposes the stop-sign that begins this configuration, the next one. It has drained:
+    /// from here on the leader appends and serves nothing.
+    Seal(Configuration),
     /// Write the whole state (and entries above this flushed slot) to the log again.
     Checkpoint(Slot),
 }
@@ -116,8 +126,8 @@ pub struct ReplicaConfig {
     pub me: NodeId,
     /// Its group.
     pub group: GroupId,
-    /// All replicas' nodes, itself included.
-    pub replicas: Vec<NodeId>,
+    /// The configuration in force at the slot that the state machine has applied.
+    pub configuration: Configuration,
     /// The node's durable boot counter.
     pub boot: u64,
     /// Entries' bytes in one message, record or piece; a single larger entry travels alone.
@@ -143,17 +153,34 @@ pub struct Replica {
     abdicated: Option<(Ballot, Time)>,
     /// As a candidate that lagged too far behind, and nothing came of it yet.
     pub(crate) gave_way: bool,
+    /// The configuration that this replica is in: the newest whose stop-sign it knows to be decided.
+    pub(crate) configuration: Configuration,
+    /// Who is to follow the log, while this replica leads, without a vote.
+    pub(crate) learners: Vec<NodeId>,
+    /// Rounds for which the leader of the sealed configuration may find the next one's.
+    pub(crate) patience: u32,
 }
 
 impl Replica {
     /// A replica with its recovered state. `applied` is the state machine's slot.
     pub fn new(config: ReplicaConfig, recovered: Recovered, applied: Slot) -> Replica {
-        assert!(config.replicas.contains(&config.me), "{} is no replica of {}", config.me, config.group);
         let acceptor = Acceptor::new(recovered);
         let promised = acceptor.promised();
         assert!(applied <= acceptor.decided(), "applied {applied} beyond decided {}", acceptor.decided());
+        let mut configuration = config.configuration.clone();
+        for slot in applied.0 + 1..=acceptor.decided().0 {
+            let entry = acceptor.log().get(Slot(slot));
+            if let Some(next) = entry.and_then(|entry| Configuration::of_stop_sign(entry))
+                && next.id > configuration.id
+            {
+                configuration = next;
+            }
+        }
         Replica {
             election: Election::new(config.me, promised),
+            configuration,
+            learners: Vec::new(),
+            patience: 0,
             config,
             acceptor,
             role: Role::Follower,
@@ -175,8 +202,12 @@ impl Replica {
             Input::Message { from, message } => self.receive(now, heartbeats, from, message, &mut out),
             Input::Propose(entry) => self.propose(now, entry, &mut out),
             Input::Durable(record) => self.durable(now, record, &mut out),
-            Input::Installed(slot) => {
-                self.acceptor.installed(slot, &mut out.records);
+            Input::Installed { slot, configuration } => {
+                let config = configuration.as_ref().map_or(ConfigId(0), |configuration| configuration.id);
+                self.acceptor.installed(slot, config, &mut out.records);
+                if let Some(configuration) = configuration {
+                    self.enter(configuration);
+                }
                 self.delivered = self.delivered.max(slot);
                 self.gave_way = false;
                 self.fetch_behind_image(now, slot, &mut out);
@@ -185,16 +216,39 @@ impl Replica {
             Input::TellDecided => self.tell_decided(&mut out),
             Input::Confirm => self.confirm(now, &mut out),
             Input::HandOver(to) => self.hand_over(now, to, &mut out),
+            Input::Learners(nodes) => self.set_learners(nodes),
+            Input::Seal(next) => self.seal_with(now, &next, &mut out),
             Input::Checkpoint(flushed) => {
                 self.acceptor.checkpoint(flushed.min(self.delivered), self.config.piece_bytes_max, &mut out.records);
             }
         }
         self.follow_ballots();
-        self.finish(out)
+        self.finish(now, heartbeats, out)
     }
 
-    /// Numbers the records, notes what becomes true with them, and delivers what is decided.
-    fn finish(&mut self, mut out: Outputs) -> Outputs {
+    /// Delivers what is decided, numbers the records, and notes what becomes true with them.
+    fn finish(&mut self, now: Time, heartbeats: &Heartbeats, mut out: Outputs) -> Outputs {
+        self.advance(&mut out);
+        while self.delivered < self.acceptor.decided() {
+            let slot = self.delivered.next();
+            // Below the first kept slot a snapshot stands; the host installs it and says so.
+            let Some(entry) = self.acceptor.log().get(slot).cloned() else { break };
+            if let Some(next) = Configuration::of_stop_sign(&entry) {
+                let (accepted, length) = (self.acceptor.accepted(), self.acceptor.log().length());
+                let last = slot == length || accepted.config >= next.id;
+                assert!(last, "{accepted} has entries up to {length} behind its stop-sign at {slot}");
+                out.records.push(Record::Sealed(slot));
+                self.enter(next);
+                // Its leader waits to hear of it.
+                let promised = self.acceptor.promised();
+                if self.acceptor.accepted() == promised && promised.node != self.config.me {
+                    self.answer_accepted(promised.node, promised, &mut out);
+                }
+            }
+            out.decided.push((slot, entry));
+            self.delivered = slot;
+        }
+        self.begin_next(now, heartbeats, &mut out);
         self.tail += out.records.len() as u64;
         out.tail = self.tail;
         if !out.records.is_empty() {
@@ -204,14 +258,6 @@ impl Replica {
                 accepted: self.acceptor.accepted(),
                 length: self.acceptor.log().length(),
             });
-        }
-        self.advance(&mut out);
-        while self.delivered < self.acceptor.decided() {
-            let slot = self.delivered.next();
-            // Below the first kept slot a snapshot stands; the host installs it and says so.
-            let Some(entry) = self.acceptor.log().get(slot) else { break };
-            out.decided.push((slot, entry.clone()));
-            self.delivered = slot;
         }
         out
     }
@@ -231,15 +277,18 @@ impl Replica {
     }
 
     fn tick(&mut self, now: Time, heartbeats: &Heartbeats, out: &mut Outputs) {
-        let reached = heartbeats.reached(now, self.config.group, &self.config.replicas);
-        let wants = self.election.round(self.config.replicas.len(), &reached);
+        let (config, voters) = self.scope(now, heartbeats);
+        let reached = heartbeats.reached(now, self.config.group, &voters);
+        let wants = self.election.round(config, voters.len(), &reached);
+        let wants = wants && voters.contains(&self.config.me) && self.patience == 0;
+        self.patience = self.patience.saturating_sub(1);
         let timing = heartbeats.timing();
         // The one we handed over to did not take it.
         let stuck = self
             .abdicated
             .is_some_and(|(ballot, at)| self.election.leader() == ballot && now.since(at) > timing.peer_timeout_micros);
-        if (wants || stuck) && !self.acceptor.suspect() {
-            self.take_over(now, None);
+        if (wants || (stuck && voters.contains(&self.config.me))) && !self.acceptor.suspect() {
+            self.take_over(now, config, None);
         }
         self.follow_ballots();
         self.begin_phase_1(now, heartbeats, out);
@@ -254,7 +303,7 @@ impl Replica {
             return;
         }
         if self.acceptor.suspect() {
-            self.send_durable(out, promised.node, Message::Promise(self.acceptor.promise()));
+            self.send_durable(out, promised.node, Message::Promise(self.promise()));
         } else if self.acceptor.accepted() == promised {
             self.answer_accepted(promised.node, promised, out);
         }
@@ -264,21 +313,28 @@ impl Replica {
     fn suspect_instead(&self, from: NodeId, ballot: Ballot, out: &mut Outputs) -> bool {
         let suspect = self.acceptor.suspect();
         if suspect && self.acceptor.promised() == ballot {
-            self.send_durable(out, from, Message::Promise(self.acceptor.promise()));
+            self.send_durable(out, from, Message::Promise(self.promise()));
         }
         suspect
     }
 
+    /// What a promise reports now.
+    pub(crate) fn promise(&self) -> Promise {
+        self.acceptor.promise(self.votes_in(self.acceptor.promised().config))
+    }
+
     /// Wants to lead, with a ballot above everything seen.
-    fn take_over(&mut self, now: Time, handover: Option<Ballot>) {
-        let ballot = self.election.take_over(self.config.boot);
+    pub(crate) fn take_over(&mut self, now: Time, config: ConfigId, handover: Option<Ballot>) {
+        let ballot = self.election.take_over(config, self.config.boot);
+        let voters = self.configuration.voters_of(config).unwrap_or_default().to_vec();
         self.abdicated = None;
-        self.role =
-            Role::Preparing(Preparing { ballot, promises: BTreeMap::new(), fetch: None, handover, sent_at: now });
+        let promises = BTreeMap::new();
+        let (since, sent_at) = (now, now);
+        self.role = Role::Preparing(Preparing { ballot, voters, promises, fetch: None, handover, since, sent_at });
     }
 
     /// Phase 1a, as soon as our own acceptor may promise: it, too, may have granted a lease.
-    fn begin_phase_1(&mut self, now: Time, heartbeats: &Heartbeats, out: &mut Outputs) {
+    pub(crate) fn begin_phase_1(&mut self, now: Time, heartbeats: &Heartbeats, out: &mut Outputs) {
         let Role::Preparing(preparing) = &mut self.role else { return };
         let (ballot, handover) = (preparing.ballot, preparing.handover);
         let promised = self.acceptor.promised();
@@ -286,14 +342,15 @@ impl Replica {
             return;
         }
         preparing.sent_at = now;
-        let _ = self.acceptor.prepare(ballot, &mut out.records);
-        for peer in self.peers() {
-            self.send_durable(out, peer, Message::Prepare { ballot, handover });
+        let voters = preparing.voters.clone();
+        let _ = self.acceptor.prepare(ballot, true, &mut out.records);
+        for peer in self.but_me(&voters) {
+            self.send_durable(out, peer, Message::Prepare { ballot, handover, elected: false });
         }
     }
 
     fn receive(&mut self, now: Time, heartbeats: &Heartbeats, from: NodeId, message: Message, out: &mut Outputs) {
-        if !self.config.replicas.contains(&from) || from == self.config.me {
+        if from == self.config.me {
             return;
         }
         if matches!(message, Message::Accept { .. } | Message::AcceptSync { .. } | Message::Decide { .. })
@@ -304,7 +361,12 @@ impl Replica {
         match message {
             Message::Accept { ballot, .. } | Message::Decide { ballot, .. }
                 if self.suspect_instead(from, ballot, out) => {}
-            Message::Prepare { ballot, handover } => self.on_prepare(now, heartbeats, from, ballot, handover, out),
+            Message::Prepare { ballot, handover, elected } => {
+                let asks = elected || self.votes_for(from, ballot.config);
+                if asks && ballot.node == from {
+                    self.on_prepare(now, heartbeats, ballot, handover, out);
+                }
+            }
             Message::AcceptSync { ballot, cut, start, end, entries, decided } => {
                 let synced = self.acceptor.accept_sync(ballot, cut, start, end, entries, &mut out.records);
                 match synced {
@@ -339,8 +401,9 @@ impl Replica {
             Message::Handover { ballot } => {
                 // From its leader, or from a candidate that found our log to be far ahead of its own.
                 let follows = self.election.leader() == ballot && self.acceptor.promised() == ballot;
-                if follows && ballot.node == from && !self.acceptor.suspect() {
-                    self.take_over(now, Some(ballot));
+                let votes = self.configuration.contains(self.config.me);
+                if follows && ballot.node == from && votes && !self.acceptor.suspect() {
+                    self.take_over(now, self.configuration.id, Some(ballot));
                     self.begin_phase_1(now, heartbeats, out);
                 }
             }
@@ -357,20 +420,17 @@ impl Replica {
         &mut self,
         now: Time,
         heartbeats: &Heartbeats,
-        from: NodeId,
         ballot: Ballot,
         handover: Option<Ballot>,
         out: &mut Outputs,
     ) {
         let promised = self.acceptor.promised();
-        if ballot.node != from {
-            return;
-        }
         if ballot > promised && !may_promise(heartbeats, self.config.group, promised, ballot, handover, now) {
             return;
         }
-        if let Some(promise) = self.acceptor.prepare(ballot, &mut out.records) {
-            self.send_durable(out, from, Message::Promise(promise));
+        let votes = self.votes_in(ballot.config);
+        if let Some(promise) = self.acceptor.prepare(ballot, votes, &mut out.records) {
+            self.send_durable(out, ballot.node, Message::Promise(promise));
         }
     }
 
@@ -406,8 +466,9 @@ impl Replica {
     }
 
     fn confirm(&mut self, now: Time, out: &mut Outputs) {
-        let (me, peers) = (self.config.me, self.peers());
+        let me = self.config.me;
         let Role::Leading(leading) = &mut self.role else { return };
+        let peers: Vec<NodeId> = leading.voters.iter().copied().filter(|node| *node != me).collect();
         if leading.confirm.confirmed < leading.confirm.begun {
             leading.confirm.again = true;
             return;
@@ -428,8 +489,11 @@ impl Replica {
     fn hand_over(&mut self, now: Time, to: NodeId, out: &mut Outputs) {
         let Role::Leading(leading) = &self.role else { return };
         let ballot = leading.ballot;
+        if self.seal().is_some() {
+            return;
+        }
         let caught_up = leading.peers.get(&to).is_some_and(|peer| peer.matched == Some(self.acceptor.log().length()));
-        if caught_up {
+        if caught_up && leading.voters.contains(&to) {
             self.abdicate(now, ballot, to, out);
         }
     }
@@ -441,8 +505,8 @@ impl Replica {
         self.send_now(out, to, Message::Handover { ballot });
     }
 
-    pub(crate) fn peers(&self) -> Vec<NodeId> {
-        self.config.replicas.iter().copied().filter(|node| *node != self.config.me).collect()
+    pub(crate) fn but_me(&self, nodes: &[NodeId]) -> Vec<NodeId> {
+        nodes.iter().copied().filter(|node| *node != self.config.me).collect()
     }
 
     pub(crate) fn send_now(&self, out: &mut Outputs, to: NodeId, message: Message) {
@@ -459,7 +523,7 @@ impl Replica {
 
     /// What this replica publishes in heartbeats.
     pub fn status(&self) -> Status {
-        self.election.status(self.durable_promised)
+        self.election.status(self.durable_promised, self.configuration.id)
     }
     /// The acceptor, for inspection.
     pub fn acceptor(&self) -> &Acceptor {
@@ -469,20 +533,27 @@ impl Replica {
     pub fn leader(&self) -> Ballot {
         self.election.leader()
     }
-    /// The ballot at which this replica leads and may propose, if it does.
+    /// The ballot at which this replica leads and may propose, if it does. Not where its log ends in a
+    /// stop-sign: what it leads is sealed, or about to be.
     pub fn leading(&self) -> Option<Ballot> {
         match &self.role {
-            Role::Leading(leading) if self.acceptor.promised() == leading.ballot => Some(leading.ballot),
-            Role::Follower | Role::Preparing(_) | Role::Leading(_) => None,
+            Role::Leading(leading) if self.acceptor.promised() == leading.ballot && self.seal().is_none() => {
+                Some(leading.ballot)
+            }
+            Role::Leading(_) | Role::Follower | Role::Preparing(_) => None,
         }
     }
     /// The slot that the next proposal gets.
     pub fn next_slot(&self) -> Slot {
         self.acceptor.log().length().next()
     }
-    /// The group's replicas.
+    /// The configuration that this replica is in.
+    pub fn configuration(&self) -> &Configuration {
+        &self.configuration
+    }
+    /// The nodes whose replicas vote in it.
     pub fn replicas(&self) -> &[NodeId] {
-        &self.config.replicas
+        &self.configuration.members
     }
     /// The confirmation round that the next [`Input::Confirm`] is answered by: reads that wait for
     /// it to be [`Replica::confirmed`] began before it.

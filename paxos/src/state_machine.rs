@@ -1,7 +1,7 @@
 //! The state machine that a group's log drives. `shardkv` and `shardmaster` implement it; hosts
 //! (the node's apply thread, the simulator) call it with decided entries.
 
-use crate::Slot;
+use crate::{Configuration, Slot};
 use bytes::Bytes;
 
 /// A deterministic state machine that persists itself together with the slot it has applied.
@@ -18,9 +18,13 @@ pub trait StateMachine {
     /// durable as the image: what the log holds up to there may be of a ballot that lost.
     fn imaged(&self) -> Slot;
 
+    /// The configuration that the last stop-sign among the applied entries began; `None` before the first.
+    fn configuration(&self) -> Option<Configuration>;
+
     /// Applies consecutive entries, the first at `applied() + 1`, as one atomic write together with
     /// the new applied slot. Deterministic and total: a malformed entry yields an outcome, never a
-    /// panic. An empty entry (a leader's no-op) changes nothing but the slot. Returns one outcome
+    /// panic. An empty entry (a leader's no-op) changes nothing but the slot, a stop-sign
+    /// ([`Configuration::of_stop_sign`]) nothing else but [`StateMachine::configuration`]. Returns one outcome
     /// per entry.
     fn apply(&mut self, entries: &[(Slot, Bytes)]) -> Result<Vec<Self::Outcome>, Self::Error>;
 

@@ -13,7 +13,9 @@ mod display;
 use bytes::Bytes;
 use display::{ballot_of, message, number, record, text_of};
 use paxos::heartbeat::{Heartbeats, Timing};
-use paxos::{Ballot, GroupId, Input, Message, NodeId, Outputs, Record, Replica, ReplicaConfig, Slot, Time};
+use paxos::{
+    Ballot, Configuration, GroupId, Input, Message, NodeId, Outputs, Record, Replica, ReplicaConfig, Slot, Time,
+};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
@@ -29,6 +31,7 @@ struct Node {
     base: usize,
     gated: Vec<(u64, NodeId, Message)>,
     applied: Slot,
+    configuration: Configuration,
     boot: u64,
 }
 
@@ -36,6 +39,7 @@ struct Node {
 struct Script {
     now: Time,
     replicas: Vec<NodeId>,
+    members: Vec<NodeId>,
     nodes: BTreeMap<NodeId, Node>,
     net: Vec<(NodeId, NodeId, Message)>,
     out: String,
@@ -67,6 +71,10 @@ impl Words<'_> {
             .map(|entry| Bytes::copy_from_slice(entry.as_bytes()))
             .collect()
     }
+    fn nodes(&self, name: &str) -> Vec<NodeId> {
+        let text = self.setting(name).unwrap_or_default();
+        text.split(',').filter_map(|node| node.strip_prefix('n')?.parse().ok().map(NodeId)).collect()
+    }
     fn has(&self, word: &str) -> bool {
         self.0.contains(&word)
     }
@@ -80,6 +88,9 @@ impl Script {
             "nodes" => {
                 self.now = Time(10_000_000);
                 self.replicas = (1..=number(words.0[1])).map(NodeId).collect();
+                // More nodes than members: the others may learn.
+                let members = words.setting("members").map_or(self.replicas.len(), |count| number(count) as usize);
+                self.members = self.replicas[..members].to_vec();
                 for node in self.replicas.clone() {
                     self.start(node, 1, Vec::new(), Slot(0));
                 }
@@ -101,7 +112,16 @@ impl Script {
             }
             "settle" => self.settle(),
             "restart" => self.restart(words.node(1)),
-            "installed" => self.step(words.node(1), Input::Installed(words.slot("slot"))),
+            "installed" => {
+                let input = Input::Installed { slot: words.slot("slot"), configuration: None };
+                self.step(words.node(1), input);
+            }
+            "learners" => self.step(words.node(1), Input::Learners(words.nodes("nodes"))),
+            "seal" => {
+                let id = words.node(1);
+                let next = self.nodes[&id].replica.configuration().next(words.nodes("nodes"));
+                self.step(id, Input::Seal(next));
+            }
             "trim" => self.step(words.node(1), Input::Trim { slot: words.slot("slot"), keep_bytes: 0 }),
             "checkpoint" => self.step(words.node(1), Input::Checkpoint(words.slot("slot"))),
             "tell" => self.step(words.node(1), Input::TellDecided),
@@ -117,7 +137,11 @@ impl Script {
         let ballot = words.ballot("ballot");
         let (start, decided, entries) = (words.slot("start"), words.slot("decided"), words.entries());
         let said = match verb {
-            "Prepare" => Message::Prepare { ballot, handover: words.setting("handover").map(ballot_of) },
+            "Prepare" => Message::Prepare {
+                ballot,
+                handover: words.setting("handover").map(ballot_of),
+                elected: words.has("elected"),
+            },
             "AcceptSync" => {
                 Message::AcceptSync { ballot, cut: words.slot("cut"), start, end: words.slot("end"), entries, decided }
             }
@@ -149,11 +173,14 @@ impl Script {
     }
 
     fn start(&mut self, id: NodeId, boot: u64, log: Vec<Record>, applied: Slot) {
-        let recovered = paxos::recover(log.iter(), applied, Slot(0)).unwrap_or_else(|gap| panic!("{id}: {gap}"));
+        let known = self.nodes.get(&id).map(|node| node.configuration.clone());
+        let configuration = known.unwrap_or_else(|| Configuration::first(self.members.clone()));
+        let recovered = paxos::recover(log.iter(), applied, Slot(0), configuration.id);
+        let recovered = recovered.unwrap_or_else(|gap| panic!("{id}: {gap}"));
         let config = ReplicaConfig {
             me: id,
             group: GROUP,
-            replicas: self.replicas.clone(),
+            configuration: configuration.clone(),
             boot,
             piece_bytes_max: paxos::PIECE_BYTES_MAX,
         };
@@ -161,14 +188,16 @@ impl Script {
         let mut beats = Heartbeats::new(id, boot, Timing::default(), &self.replicas, self.now);
         beats.publish(GROUP, replica.status());
         let (synced, base) = (log.len(), log.len());
-        self.nodes.insert(id, Node { replica, beats, log, synced, base, gated: Vec::new(), applied, boot });
+        self.nodes
+            .insert(id, Node { replica, beats, log, synced, base, gated: Vec::new(), applied, configuration, boot });
     }
 
     /// What was not synced is gone.
     fn restart(&mut self, id: NodeId) {
-        let node = self.nodes.remove(&id).unwrap();
+        let node = &self.nodes[&id];
         let log = node.log[..node.synced].to_vec();
-        self.start(id, node.boot + 1, log, node.applied);
+        let (boot, applied) = (node.boot + 1, node.applied);
+        self.start(id, boot, log, applied);
     }
 
     /// Heartbeats between two nodes or between all: twice, for the first round only tells boots.
@@ -216,6 +245,9 @@ impl Script {
         for (slot, entry) in out.decided {
             writeln!(self.out, "{id} decides {slot}={}", text_of(&entry)).unwrap();
             node.applied = slot;
+            if let Some(next) = Configuration::of_stop_sign(&entry) {
+                node.configuration = next;
+            }
         }
         for peer in out.snapshot_wanted {
             writeln!(self.out, "{id} is to send {peer} a snapshot").unwrap();
@@ -272,7 +304,7 @@ impl Script {
             (first.0..=length.0).filter_map(|slot| acceptor.log().get(Slot(slot)).map(text_of)).collect();
         let leading = node.replica.leading().map_or("nothing".to_owned(), display::ballot);
         let lease = node.replica.leading().is_some_and(|ballot| {
-            let until = node.beats.lease_until(self.now, GROUP, ballot, &self.replicas);
+            let until = node.beats.lease_until(self.now, GROUP, ballot, node.replica.replicas());
             until.is_some_and(|until| self.now < until)
         });
         writeln!(

@@ -21,7 +21,14 @@ fn ballot() -> Ballot {
 fn lease(holder: Timing, granter: Timing) -> (u64, u64) {
     let mut n1 = Heartbeats::new(N1, 1, holder, &[N1, N2], START);
     let mut n2 = Heartbeats::new(N2, 1, granter, &[N1, N2], START);
-    let status = Status { promised: ballot(), own: ballot(), leader: ballot(), happy: true, reluctant: false };
+    let status = Status {
+        promised: ballot(),
+        own: ballot(),
+        leader: ballot(),
+        happy: true,
+        reluctant: false,
+        config: ConfigId(0),
+    };
     n1.publish(GROUP, status);
     n2.publish(GROUP, status);
     // The first exchange only tells boots.

@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 use paxos::acceptor::Acceptor;
-use paxos::{Ballot, NodeId, Record, Recovered, Slot, recover};
+use paxos::{Ballot, ConfigId, NodeId, Record, Recovered, Slot, recover};
 
 fn ballot(round: u64, node: u64) -> Ballot {
     Ballot { config: Default::default(), round, node: NodeId(node), boot: 1 }
@@ -26,11 +26,11 @@ fn held(recovered: &Recovered) -> (Slot, Slot) {
 fn an_image_stands_for_what_lies_below_it_also_after_a_restart() {
     // Slots 6 to 8 are of a ballot that lost; served to another replica they would be applied there.
     let records = [accepted(ballot(1, 1), 1..=10), Record::Installed(Slot(8))];
-    assert_eq!(held(&recover(records.iter(), Slot(8), Slot(8)).unwrap()), (Slot(9), Slot(10)));
+    assert_eq!(held(&recover(records.iter(), Slot(8), Slot(8), ConfigId(0)).unwrap()), (Slot(9), Slot(10)));
     // The crash came between the image and its record.
-    assert_eq!(held(&recover(records[..1].iter(), Slot(8), Slot(8)).unwrap()), (Slot(9), Slot(10)));
+    assert_eq!(held(&recover(records[..1].iter(), Slot(8), Slot(8), ConfigId(0)).unwrap()), (Slot(9), Slot(10)));
     // Applied entry by entry, they are what was decided, and peers may want them.
-    assert_eq!(held(&recover(records[..1].iter(), Slot(8), Slot(0)).unwrap()), (Slot(1), Slot(10)));
+    assert_eq!(held(&recover(records[..1].iter(), Slot(8), Slot(0), ConfigId(0)).unwrap()), (Slot(1), Slot(10)));
 }
 
 #[test]
@@ -43,7 +43,7 @@ fn what_was_unproven_stays_so_when_the_rest_was_adopted() {
         decided: Slot(5),
     };
     let records = [accepted(ballot(1, 1), 1..=10), Record::Suspect, adopted];
-    let recovered = recover(records.iter(), Slot(5), Slot(0)).unwrap();
+    let recovered = recover(records.iter(), Slot(5), Slot(0), ConfigId(0)).unwrap();
     assert_eq!(held(&recovered), (Slot(6), Slot(7)));
     assert!(!recovered.suspect);
 }
@@ -54,8 +54,8 @@ fn a_leader_records_a_long_log_that_it_adopts_in_pieces() {
     let old = ballot(1, 2);
     let new = ballot(2, 1);
     let mut records = vec![Record::Accepted { ballot: old, start: Slot(1), entries: entries(1..=2), decided: Slot(1) }];
-    let mut acceptor = Acceptor::new(recover(records.iter(), Slot(1), Slot(0)).unwrap());
-    assert!(acceptor.prepare(new, &mut records).is_some());
+    let mut acceptor = Acceptor::new(recover(records.iter(), Slot(1), Slot(0), ConfigId(0)).unwrap());
+    assert!(acceptor.prepare(new, true, &mut records).is_some());
     let long: Vec<Bytes> = (0..30u8).map(|number| Bytes::from(vec![number; 300])).collect();
     acceptor.adopt_as_leader(new, Slot(2), long.clone(), PIECE, &mut records);
     let bytes = |record: &Record| match record {
@@ -63,10 +63,10 @@ fn a_leader_records_a_long_log_that_it_adopts_in_pieces() {
         _ => 0usize,
     };
     assert!(records.iter().all(|record| bytes(record) <= PIECE), "{records:?}");
-    let recovered = recover(records.iter(), Slot(1), Slot(0)).unwrap();
+    let recovered = recover(records.iter(), Slot(1), Slot(0), ConfigId(0)).unwrap();
     assert_eq!((held(&recovered), recovered.accepted), ((Slot(1), Slot(32)), new));
     assert_eq!(recovered.entries[2..], long[..]);
     // Without the last record the old log stands.
-    let recovered = recover(records[..records.len() - 1].iter(), Slot(1), Slot(0)).unwrap();
+    let recovered = recover(records[..records.len() - 1].iter(), Slot(1), Slot(0), ConfigId(0)).unwrap();
     assert_eq!((held(&recovered), recovered.accepted), ((Slot(1), Slot(2)), old));
 }

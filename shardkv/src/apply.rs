@@ -15,7 +15,7 @@ use crate::store::{Store, StoreError, WriteBatch};
 use crate::territory::Territory;
 use crate::types::{Bounds, Epoch, Keys, Revision, ShardId};
 use bytes::Bytes;
-use paxos::Slot;
+use paxos::{Configuration, Slot};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -56,6 +56,11 @@ impl<'a, S: Store> Call<'a, S> {
     pub(crate) fn run(mut self, entries: &[(Slot, Bytes)]) -> Result<(Vec<Vec<Outcome>>, WriteBatch), StoreError> {
         let mut outcomes = Vec::with_capacity(entries.len());
         for (_, entry) in entries {
+            if let Some(configuration) = Configuration::of_stop_sign(entry) {
+                self.state.meta.configuration = Some(configuration);
+                outcomes.push(Vec::new());
+                continue;
+            }
             outcomes.push(match decode_entry(entry) {
                 Ok(batch) => batch.commands.iter().map(|command| self.command(command)).collect::<Result<_, _>>()?,
                 Err(malformed) => {

@@ -8,6 +8,9 @@ use serde::{Serialize, de::DeserializeOwned};
 /// The version that is written and read. Any other is refused with its number.
 pub const CODEC_VERSION: u8 = 4;
 
+// A command in the log must not be taken for a stop-sign.
+const _: () = assert!(CODEC_VERSION != paxos::configuration::STOP_SIGN);
+
 /// Why bytes could not be decoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {

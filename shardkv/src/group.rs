@@ -9,7 +9,7 @@ use crate::state::{OwnedShard, Shared, State};
 use crate::store::{Store, StoreError, View};
 use crate::types::{Revision, SpaceId};
 use bytes::Bytes;
-use paxos::{GroupId, Slot, SnapshotSink, SnapshotSource, StateMachine};
+use paxos::{Configuration, GroupId, Slot, SnapshotSink, SnapshotSource, StateMachine};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -121,6 +121,10 @@ impl<S: Store> StateMachine for DataGroup<S> {
 
     fn imaged(&self) -> Slot {
         self.state.meta.imaged
+    }
+
+    fn configuration(&self) -> Option<Configuration> {
+        self.state.meta.configuration.clone()
     }
 
     fn apply(&mut self, entries: &[(Slot, Bytes)]) -> Result<Vec<Vec<Outcome>>, StoreError> {

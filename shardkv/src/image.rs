@@ -84,7 +84,8 @@ pub(crate) struct Source<S: Store> {
 impl<S: Store> Source<S> {
     pub(crate) fn new(group: &DataGroup<S>) -> Source<S> {
         let image = OpenImage::new(&group.shared);
-        let meta = group.state.meta;
+        let meta = group.state.meta.clone();
+        let (slot, revision) = (meta.applied, meta.last_revision);
         let shards = group.shards();
         let spaces: BTreeSet<SpaceId> = shards.iter().map(|shard| shard.space).collect();
         let mut todo = VecDeque::from([Todo::Header(Box::new(Piece::Header { meta, shards }))]);
@@ -101,7 +102,7 @@ impl<S: Store> Source<S> {
         }
         todo.push_back(Todo::End);
         let install = group.shared.installs.load(Ordering::SeqCst);
-        Source { image, slot: meta.applied, revision: meta.last_revision, install, todo, rows: 0 }
+        Source { image, slot, revision, install, todo, rows: 0 }
     }
 
     /// Rows of `rest` as of the image, about `bytes_max` of them, and where to go on.

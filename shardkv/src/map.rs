@@ -2,7 +2,7 @@
 //! by it, groups hold their own part of it.
 
 use crate::types::{Bounds, Epoch, Keys, ShardId};
-use paxos::{GroupId, NodeId};
+use paxos::{ConfigId, GroupId, NodeId};
 use serde::{Deserialize, Serialize};
 
 /// One shard and its owner.
@@ -19,12 +19,28 @@ pub struct ShardInfo {
 }
 
 /// A replica group and where its replicas live.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupInfo {
     /// The group.
     pub id: GroupId,
     /// Its replicas' nodes, ascending.
     pub replicas: Vec<NodeId>,
+    /// The configuration whose members they are.
+    pub config: ConfigId,
+    /// The members wanted next, ascending; empty while no change is under way.
+    pub next: Vec<NodeId>,
+}
+
+impl GroupInfo {
+    /// A group in its first configuration.
+    pub fn new(id: GroupId, replicas: Vec<NodeId>) -> GroupInfo {
+        GroupInfo { id, replicas, config: ConfigId(0), next: Vec::new() }
+    }
+
+    /// Whether a node is to host a replica, now or next.
+    pub fn involves(&self, node: NodeId) -> bool {
+        self.replicas.contains(&node) || self.next.contains(&node)
+    }
 }
 
 /// A node as the cluster knows it.
@@ -54,6 +70,8 @@ pub struct ShardMap {
     pub compacted: crate::types::Revision,
     /// Sorted by start.
     pub shards: Vec<ShardInfo>,
+    /// The shardmaster's own group.
+    pub shardmaster: GroupInfo,
     /// Data groups, sorted by id. The shardmaster group is not among them.
     pub groups: Vec<GroupInfo>,
     /// All nodes, sorted by id.
@@ -75,9 +93,14 @@ impl ShardMap {
         self.shards.iter().filter(|shard| shard.bounds.intersects(keys))
     }
 
-    /// A group by its id.
+    /// A group by its id, the shardmaster's among them.
     pub fn group(&self, id: GroupId) -> Option<&GroupInfo> {
-        self.groups.iter().find(|group| group.id == id)
+        self.all_groups().find(|group| group.id == id)
+    }
+
+    /// The shardmaster's group, then the data groups.
+    pub fn all_groups(&self) -> impl Iterator<Item = &GroupInfo> {
+        std::iter::once(&self.shardmaster).chain(&self.groups)
     }
 
     /// What is wrong with the map, if anything: a gap, an overlap, an unknown owner.
@@ -94,7 +117,7 @@ impl ShardMap {
         if let Some(last) = self.shards.last().filter(|last| last.bounds.end.is_some()) {
             return Err(format!("the last shard {} does not reach the end of the keyspace", last.id));
         }
-        match self.shards.iter().find(|shard| self.group(shard.group).is_none()) {
+        match self.shards.iter().find(|shard| shard.group == SHARDMASTER_GROUP || self.group(shard.group).is_none()) {
             Some(orphan) => Err(format!("shard {} is owned by the unknown group {}", orphan.id, orphan.group)),
             None => Ok(()),
         }

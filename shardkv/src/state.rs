@@ -6,7 +6,7 @@ use crate::sessions::{Executed, SessionLimits, Sessions};
 use crate::store::{Store, StoreError, View};
 use crate::territory::{Part, Territory};
 use crate::types::{Bounds, Epoch, Revision, ShardId, SpaceId};
-use paxos::Slot;
+use paxos::{Configuration, Slot};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -31,7 +31,7 @@ pub struct OwnedShard {
 }
 
 /// The group's meta row.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Meta {
     pub(crate) applied: Slot,
     pub(crate) last_revision: Revision,
@@ -40,6 +40,8 @@ pub(crate) struct Meta {
     pub(crate) home: Option<SpaceId>,
     /// The slot of the image that was installed last.
     pub(crate) imaged: Slot,
+    /// Of the last stop-sign applied.
+    pub(crate) configuration: Option<Configuration>,
 }
 
 /// A shard with its keys ready for use.

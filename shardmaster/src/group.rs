@@ -3,7 +3,7 @@
 
 use crate::state::{MasterCommand, MasterOutcome, MasterState};
 use bytes::Bytes;
-use paxos::{Slot, SnapshotSink, SnapshotSource, StateMachine};
+use paxos::{Configuration, Slot, SnapshotSink, SnapshotSource, StateMachine};
 use serde::{Deserialize, Serialize};
 use shardkv::map::SHARDMASTER_GROUP;
 use shardkv::store::{Store, StoreError};
@@ -17,6 +17,7 @@ const ROW: &[u8] = b"state";
 struct Row {
     applied: Slot,
     imaged: Slot,
+    configuration: Option<Configuration>,
     state: MasterState,
 }
 
@@ -25,6 +26,7 @@ pub struct MasterGroup<S> {
     rows: GroupMeta<S>,
     applied: Slot,
     imaged: Slot,
+    configuration: Option<Configuration>,
     state: Arc<MasterState>,
 }
 
@@ -34,9 +36,15 @@ impl<S: Store> MasterGroup<S> {
         let rows = GroupMeta::open(store, SHARDMASTER_GROUP);
         let row = match rows.get(ROW)? {
             Some(bytes) => decode_row(&bytes)?,
-            None => Row { applied: Slot(0), imaged: Slot(0), state: MasterState::default() },
+            None => Row {
+                applied: Slot(0),
+                imaged: Slot(0),
+                configuration: None,
+                state: MasterState::default(),
+            },
         };
-        Ok(MasterGroup { rows, applied: row.applied, imaged: row.imaged, state: Arc::new(row.state) })
+        let Row { applied, imaged, configuration, state } = row;
+        Ok(MasterGroup { rows, applied, imaged, configuration, state: Arc::new(state) })
     }
 
     /// The state as of the last applied slot.
@@ -47,11 +55,12 @@ impl<S: Store> MasterGroup<S> {
     /// The image of a group that begins its life with a state: what a restored cluster starts from. All
     /// replicas must be given the same.
     pub fn seed(state: MasterState) -> Bytes {
-        codec::encode(&Row { applied: SEED_SLOT, imaged: SEED_SLOT, state })
+        codec::encode(&Row { applied: SEED_SLOT, imaged: SEED_SLOT, configuration: None, state })
     }
 
     fn encode_row(&self) -> Bytes {
-        codec::encode(&Row { applied: self.applied, imaged: self.imaged, state: (*self.state).clone() })
+        let (applied, imaged, configuration) = (self.applied, self.imaged, self.configuration.clone());
+        codec::encode(&Row { applied, imaged, configuration, state: (*self.state).clone() })
     }
 }
 
@@ -71,13 +80,22 @@ impl<S: Store> StateMachine for MasterGroup<S> {
         self.imaged
     }
 
+    fn configuration(&self) -> Option<Configuration> {
+        self.configuration.clone()
+    }
+
     fn apply(&mut self, entries: &[(Slot, Bytes)]) -> Result<Vec<MasterOutcome>, StoreError> {
         let mut outcomes = Vec::with_capacity(entries.len());
         let mut state = (*self.state).clone();
-        let mut applied = self.applied;
+        let (mut applied, mut configuration) = (self.applied, self.configuration.clone());
         for (slot, entry) in entries {
             assert_eq!(*slot, applied.next(), "shardmaster entries must be consecutive");
             applied = *slot;
+            if let Some(next) = Configuration::of_stop_sign(entry) {
+                configuration = Some(next);
+                outcomes.push(MasterOutcome::Nothing);
+                continue;
+            }
             outcomes.push(match entry.is_empty() {
                 true => MasterOutcome::Nothing,
                 false => match codec::decode::<MasterCommand>(entry) {
@@ -86,9 +104,9 @@ impl<S: Store> StateMachine for MasterGroup<S> {
                 },
             });
         }
-        let row = codec::encode(&Row { applied, imaged: self.imaged, state: state.clone() });
-        self.rows.commit(vec![(ROW.to_vec(), Some(row))])?;
-        self.applied = applied;
+        let row = Row { applied, imaged: self.imaged, configuration: configuration.clone(), state: state.clone() };
+        self.rows.commit(vec![(ROW.to_vec(), Some(codec::encode(&row)))])?;
+        (self.applied, self.configuration) = (applied, configuration);
         self.state = Arc::new(state);
         Ok(outcomes)
     }
@@ -110,7 +128,7 @@ impl<S: Store> StateMachine for MasterGroup<S> {
         }
         let row = Row { imaged: row.applied, ..row };
         self.rows.replace(vec![(ROW.to_vec(), codec::encode(&row))])?;
-        (self.applied, self.imaged) = (row.applied, row.imaged);
+        (self.applied, self.imaged, self.configuration) = (row.applied, row.imaged, row.configuration);
         self.state = Arc::new(row.state);
         Ok(())
     }

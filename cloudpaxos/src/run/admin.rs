@@ -9,7 +9,7 @@ use node::core::{CoreStatus, GroupStatus};
 use node::runtime::NodeHandle;
 use proto::admin::{self, NodeReport, ReplicaReport, ReplicaState};
 use proto::dial::Dialer;
-use shardkv::map::{GroupInfo, NodeInfo, ShardMap};
+use shardkv::map::{NodeInfo, ShardMap};
 use shardkv::types::Revision;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -106,7 +106,6 @@ fn replica_report(group: &GroupStatus) -> ReplicaReport {
 /// The cluster, as a gateway can ask it.
 pub(super) struct Source {
     gateway: Handle,
-    shardmaster: GroupInfo,
     own: Option<Arc<NodeReporter>>,
     reports: Reports,
 }
@@ -114,11 +113,10 @@ pub(super) struct Source {
 impl Source {
     pub(super) fn new(
         gateway: Handle,
-        shardmaster: GroupInfo,
         own: Option<Arc<NodeReporter>>,
         dialer: Arc<dyn Dialer>,
     ) -> Source {
-        Source { gateway, shardmaster, own, reports: Reports::new(dialer) }
+        Source { gateway, own, reports: Reports::new(dialer) }
     }
 }
 
@@ -133,10 +131,6 @@ impl AdminSource for Source {
             // The shardmaster is silent; what is known of it is worth showing all the same.
             Err(_) => self.gateway.map().ok_or(AdminError::NoMap),
         }
-    }
-
-    fn shardmaster(&self) -> GroupInfo {
-        self.shardmaster.clone()
     }
 
     fn known_revision(&self) -> Revision {

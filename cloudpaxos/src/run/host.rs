@@ -172,7 +172,7 @@ async fn run_here(site: Site, ports: Ports, mut stopped: watch::Receiver<bool>) 
         });
     }
     if let (Some(port), Some(gateway)) = (client, gateway) {
-        let source = Source::new(gateway.clone(), map::shardmaster(&site.genesis), reporter.clone(), dialer.clone());
+        let source = Source::new(gateway.clone(), reporter.clone(), dialer.clone());
         let services =
             clients::services(&site, gateway, handle.clone(), Arc::new(source), health.clone(), pages.clone());
         let serving = clients::serve(&site, port, services, requests, raised(closing.clone()));

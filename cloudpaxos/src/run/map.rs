@@ -10,9 +10,9 @@ fn nodes_with(genesis: &Genesis, role: Role) -> Vec<NodeId> {
     genesis.members.iter().filter(|member| member.roles.has(role)).map(|member| member.id).collect()
 }
 
-/// The shardmaster's group, which the map does not list.
+/// The shardmaster's group.
 pub(super) fn shardmaster(genesis: &Genesis) -> GroupInfo {
-    GroupInfo { id: SHARDMASTER_GROUP, replicas: nodes_with(genesis, Role::Shardmaster) }
+    GroupInfo::new(SHARDMASTER_GROUP, nodes_with(genesis, Role::Shardmaster))
 }
 
 /// The data groups.
@@ -20,7 +20,7 @@ pub(super) fn data_groups(genesis: &Genesis) -> Vec<GroupInfo> {
     let replicas = nodes_with(genesis, Role::Shardkv);
     let first = SHARDMASTER_GROUP.0 + 1;
     let ids = first..first + u64::from(genesis.data_groups);
-    ids.map(|id| GroupInfo { id: GroupId(id), replicas: replicas.clone() }).collect()
+    ids.map(|id| GroupInfo::new(GroupId(id), replicas.clone())).collect()
 }
 
 /// The nodes, where the others reach them.
@@ -49,6 +49,7 @@ pub fn first_map(genesis: &Genesis, addresses: &BTreeMap<NodeId, String>) -> Sha
         incarnation: genesis.incarnation(),
         compacted: Revision(0),
         shards: shardmaster::initial_shards(&genesis.boundaries, &ids),
+        shardmaster: shardmaster(genesis),
         groups,
         nodes: node_infos(genesis, addresses),
     }

@@ -3,7 +3,7 @@
 use super::AdminError;
 use paxos::{GroupId, NodeId};
 use proto::admin::{Ballot, Group, Node, NodeReport, Replica, ReplicaReport, ReplicaState, Sequencer, StatusResponse};
-use shardkv::map::{GroupInfo, NodeInfo, ShardMap};
+use shardkv::map::{GroupInfo, NodeInfo, SHARDMASTER_GROUP, ShardMap};
 use shardkv::types::Revision;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,8 +15,6 @@ pub struct Answers {
     pub map: Arc<ShardMap>,
     /// Of every node of the map.
     pub reports: BTreeMap<NodeId, Result<NodeReport, AdminError>>,
-    /// The shardmaster's group.
-    pub shardmaster: GroupInfo,
     /// The largest revision that the asked gateway knows.
     pub known_revision: Revision,
     /// The asked gateway's version.
@@ -88,7 +86,7 @@ impl Answers {
 
     /// The shardmaster's leader holds the sequencer.
     fn sequencer(&self) -> Option<Sequencer> {
-        let (node, _) = self.leader(self.shardmaster.id)?;
+        let (node, _) = self.leader(SHARDMASTER_GROUP)?;
         let report = self.reports.get(&node)?.as_ref().ok()?;
         report.sequencer.map(|sequencer| Sequencer { node: node.0, ..sequencer })
     }
@@ -96,7 +94,7 @@ impl Answers {
 
 /// Puts the answers together.
 pub fn assemble(answers: Answers) -> StatusResponse {
-    let groups = std::iter::once(&answers.shardmaster).chain(&answers.map.groups);
+    let groups = answers.map.all_groups();
     StatusResponse {
         cluster_id: answers.map.cluster_id,
         map_version: answers.map.version,

@@ -34,7 +34,8 @@ fn map(addresses: &[String]) -> ShardMap {
         incarnation: 1,
         compacted: Revision(5),
         shards: vec![shard(1, b"", Some(b"m")), shard(2, b"m", None)],
-        groups: vec![GroupInfo { id: DATA_GROUP, replicas: ids().collect() }],
+        shardmaster: GroupInfo::new(SHARDMASTER_GROUP, ids().collect()),
+        groups: vec![GroupInfo::new(DATA_GROUP, ids().collect())],
         nodes: ids().zip(addresses).map(node).collect(),
     }
 }
@@ -56,7 +57,6 @@ fn answers(reports: Vec<(u64, Result<NodeReport, AdminError>)>) -> Answers {
     let addresses: Vec<String> = reports.iter().map(|(node, _)| format!("127.0.0.1:{node}")).collect();
     Answers {
         map: Arc::new(map(&addresses)),
-        shardmaster: GroupInfo { id: SHARDMASTER_GROUP, replicas: (1..=reports.len() as u64).map(NodeId).collect() },
         reports: reports.into_iter().map(|(node, report)| (NodeId(node), report)).collect::<BTreeMap<_, _>>(),
         known_revision: Revision(99),
         version: "1.2.3".to_owned(),
@@ -119,9 +119,6 @@ struct Remote {
 impl AdminSource for Remote {
     async fn map(&self) -> Result<Arc<ShardMap>, AdminError> {
         if self.map.nodes.is_empty() { Err(AdminError::NoMap) } else { Ok(self.map.clone()) }
-    }
-    fn shardmaster(&self) -> GroupInfo {
-        GroupInfo { id: SHARDMASTER_GROUP, replicas: self.map.nodes.iter().map(|node| node.id).collect() }
     }
     fn known_revision(&self) -> Revision {
         Revision(99)

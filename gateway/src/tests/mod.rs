@@ -61,7 +61,8 @@ pub(super) fn map(version: u64, shards: &[(&str, u64)]) -> ShardMap {
         incarnation: 1,
         compacted: Revision(0),
         shards: infos.collect(),
-        groups: groups.into_iter().map(|id| GroupInfo { id: GroupId(id), replicas: nodes.to_vec() }).collect(),
+        shardmaster: GroupInfo::new(SHARDMASTER_GROUP, nodes.to_vec()),
+        groups: groups.into_iter().map(|id| GroupInfo::new(GroupId(id), nodes.to_vec())).collect(),
         nodes: nodes
             .map(|id| NodeInfo { id, name: id.to_string(), peer_address: String::new(), client_address: String::new() })
             .to_vec(),

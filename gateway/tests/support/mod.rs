@@ -77,7 +77,8 @@ impl FakeCluster {
             incarnation: 1,
             compacted: Revision(0),
             shards: infos.clone(),
-            groups: ids.iter().map(|id| GroupInfo { id: *id, replicas: vec![NODE] }).collect(),
+            shardmaster: GroupInfo::new(SHARDMASTER_GROUP, vec![NODE]),
+            groups: ids.iter().map(|id| GroupInfo::new(*id, vec![NODE])).collect(),
             nodes: vec![node],
         };
         let mut cluster = FakeCluster { revision: 1, map, groups: ids.iter().map(open).collect() };

@@ -124,11 +124,11 @@ impl<S: Store> Core<S> {
     }
 
     fn host(&mut self, hosted: Hosted<S>) {
-        let Hosted { group, replicas, recovered, applied, machine } = hosted;
+        let Hosted { group, configuration, recovered, applied, machine } = hosted;
         let config = ReplicaConfig {
             me: self.config.me,
             group,
-            replicas,
+            configuration,
             boot: self.config.boot,
             piece_bytes_max: self.config.limits.piece_bytes_max,
         };

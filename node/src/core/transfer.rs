@@ -7,7 +7,7 @@
 use super::{Core, Machine};
 use crate::wire::NodeMessage;
 use bytes::Bytes;
-use paxos::{GroupId, NodeId, Slot, Time};
+use paxos::{Configuration, GroupId, NodeId, Slot, Time};
 use shardkv::store::Store;
 use std::collections::BTreeMap;
 
@@ -74,8 +74,9 @@ pub enum SnapshotEvent {
         transfer: u64,
         /// The piece's number.
         sequence: u64,
-        /// With the last piece: the slot of the state now.
-        installed: Option<Slot>,
+        /// With the last piece: the slot of the state now, and the configuration of the last stop-sign
+        /// below.
+        installed: Option<(Slot, Option<Configuration>)>,
         /// Whether the piece could not be used; the transfer is over.
         failed: bool,
     },
@@ -239,12 +240,13 @@ impl<S: Store> Core<S> {
                 self.send_piece(transfer);
             }
             SnapshotEvent::Stored { group, transfer, sequence, installed, failed } => {
-                if let Some(slot) = installed {
+                let complete = installed.is_some();
+                if let Some((slot, configuration)) = installed {
                     // Also where the transfer was given up meanwhile: the state is the image's now.
                     if let Some(group) = self.groups.get_mut(&group) {
                         group.applied = group.applied.max(slot);
                     }
-                    self.step(now, group, paxos::Input::Installed(slot));
+                    self.step(now, group, paxos::Input::Installed { slot, configuration });
                 }
                 let Some(current) = self.transfers.receiving.get_mut(&group).filter(|it| it.transfer == transfer)
                 else {
@@ -260,7 +262,7 @@ impl<S: Store> Core<S> {
                 current.next = sequence + 1;
                 current.moved_at = now;
                 self.out.send.push((from, NodeMessage::SnapshotAck { group, transfer, sequence }));
-                if installed.is_some() {
+                if complete {
                     self.transfers.receiving.remove(&group);
                 }
             }
@@ -341,7 +343,8 @@ mod tests {
             ..Recovered::default()
         };
         let applied = Slot(100);
-        Core::new(config, vec![Hosted { group: GROUP, replicas: nodes, recovered, applied, machine }], now)
+        let configuration = paxos::Configuration::first(nodes);
+        Core::new(config, vec![Hosted { group: GROUP, configuration, recovered, applied, machine }], now)
     }
 
     fn flush(core: &mut Core<MemoryStore>, now: Time) -> Slot {

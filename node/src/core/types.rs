@@ -6,7 +6,7 @@ use super::transfer::{SnapshotEvent, SnapshotJob};
 use crate::wire::NodeMessage;
 use bytes::Bytes;
 use paxos::heartbeat::Timing;
-use paxos::{GroupId, NodeId, Record, Recovered, Slot};
+use paxos::{Configuration, GroupId, NodeId, Record, Recovered, Slot};
 use shardkv::command::Outcome;
 use shardkv::map::{NodeInfo, ShardMap};
 use shardkv::ops::OpResult;
@@ -229,8 +229,8 @@ impl Outputs {
 pub struct Hosted<S: Store> {
     /// The group.
     pub group: GroupId,
-    /// Its replicas.
-    pub replicas: Vec<NodeId>,
+    /// The configuration in force at the slot that its state machine has applied.
+    pub configuration: Configuration,
     /// Its acceptor's state.
     pub recovered: Recovered,
     /// Its state machine's slot.

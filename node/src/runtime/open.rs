@@ -3,7 +3,7 @@
 use super::space::{Marks, PatientStore, Space};
 use crate::core::{Core, CoreConfig, Hosted};
 use crate::host::Machines;
-use paxos::{GroupId, NodeId, Record, Recovered, recover};
+use paxos::{ConfigId, Configuration, GroupId, NodeId, Record, Recovered, recover};
 use shardkv::store::StoreError;
 use shardkv::{CachedStore, RocksOptions, RocksStore, SessionLimits};
 use std::collections::BTreeMap;
@@ -184,7 +184,9 @@ pub fn open(config: NodeConfig) -> Result<Opened, OpenError> {
         let recovered = recover_group(&mut log, &recovery, *group, &machines, &path)?;
         let applied = machines.applied(*group);
         let Some(machine) = machines.machine(*group) else { continue };
-        hosted.push(Hosted { group: *group, replicas: replicas.clone(), recovered, applied, machine });
+        let configuration = machines.configuration(*group);
+        let configuration = configuration.unwrap_or_else(|| Configuration::first(replicas.clone()));
+        hosted.push(Hosted { group: *group, configuration, recovered, applied, machine });
     }
     let core = Core::new(config.core.clone(), hosted, super::now());
     Ok(Opened { core, machines, store, space, log, config })
@@ -216,5 +218,6 @@ fn recover_group(
         records.push(Record::Suspect);
     }
     let (applied, imaged) = (machines.applied(group), machines.imaged(group));
-    recover(records.iter(), applied, imaged).map_err(|source| OpenError::Gap { path: path.into(), group, source })
+    let config = machines.configuration(group).map_or(ConfigId(0), |configuration| configuration.id);
+    recover(records.iter(), applied, imaged, config).map_err(|source| OpenError::Gap { path: path.into(), group, source })
 }

@@ -1,14 +1,18 @@
 //! Messages, records and ballots as short text.
 
 use bytes::Bytes;
-use paxos::{Ballot, ConfigId, Message, NodeId, Record};
+use paxos::{Ballot, ConfigId, Configuration, Message, NodeId, Record};
 
 /// `round.node`, and the boot where it is not the first.
 pub fn ballot(ballot: Ballot) -> String {
+    let config = match ballot.config {
+        ConfigId(0) => String::new(),
+        ConfigId(id) => format!("c{id}:"),
+    };
     match (ballot.round, ballot.boot) {
         (0, _) => "none".to_owned(),
-        (round, 1) => format!("{round}.{}", ballot.node.0),
-        (round, boot) => format!("{round}.{}b{boot}", ballot.node.0),
+        (round, 1) => format!("{config}{round}.{}", ballot.node.0),
+        (round, boot) => format!("{config}{round}.{}b{boot}", ballot.node.0),
     }
 }
 
@@ -17,18 +21,28 @@ pub fn ballot_of(text: &str) -> Ballot {
     if text == "none" {
         return Ballot::default();
     }
+    let (config, text) = text.split_once(':').unwrap_or(("c0", text));
+    let config = ConfigId(number(config.trim_start_matches('c')) as u32);
     let (rest, boot) = text.split_once('b').unwrap_or((text, "1"));
     let (round, node) = rest.split_once('.').unwrap_or_else(|| panic!("{text:?} is no ballot"));
-    Ballot { config: ConfigId(0), round: number(round), node: NodeId(number(node)), boot: number(boot) }
+    Ballot { config, round: number(round), node: NodeId(number(node)), boot: number(boot) }
 }
 
 pub fn number(text: &str) -> u64 {
     text.parse().unwrap_or_else(|_| panic!("{text:?} is no number"))
 }
 
+pub fn nodes(nodes: &[NodeId]) -> String {
+    nodes.iter().map(|node| node.to_string()).collect::<Vec<_>>().join(",")
+}
+
 /// An entry; a leader's no-op is a dot.
 pub fn text_of(entry: &Bytes) -> String {
-    if entry.is_empty() { "·".to_owned() } else { String::from_utf8_lossy(entry).into_owned() }
+    match Configuration::of_stop_sign(entry) {
+        Some(next) => format!("stop({})", nodes(&next.members)),
+        None if entry.is_empty() => "·".to_owned(),
+        None => String::from_utf8_lossy(entry).into_owned(),
+    }
 }
 
 fn list(entries: &[Bytes]) -> String {
@@ -38,18 +52,19 @@ fn list(entries: &[Bytes]) -> String {
 
 pub fn message(message: &Message) -> String {
     match message {
-        Message::Prepare { ballot: at, handover } => {
+        Message::Prepare { ballot: at, handover, elected } => {
             let handed = handover.map_or(String::new(), |old| format!(" handover={}", ballot(old)));
-            format!("Prepare {}{handed}", ballot(*at))
+            format!("Prepare {}{handed}{}", ballot(*at), if *elected { " elected" } else { "" })
         }
         Message::Promise(promise) => format!(
-            "Promise {} accepted={} length={} decided={} first={}{}",
+            "Promise {} accepted={} length={} decided={} first={}{}{}",
             ballot(promise.ballot),
             ballot(promise.accepted),
             promise.length,
             promise.decided,
             promise.first_kept,
-            if promise.suspect { " suspect" } else { "" }
+            if promise.suspect { " suspect" } else { "" },
+            if promise.votes { "" } else { " without a vote" }
         ),
         Message::Fetch { ballot: at, start, end } => format!("Fetch {} {start}..={end}", ballot(*at)),
         Message::Fetched { ballot: at, start, entries } => format!("Fetched {} {start}={}", ballot(*at), list(entries)),
@@ -82,6 +97,7 @@ pub fn record(record: &Record) -> String {
         Record::Adopted { ballot: at, cut, start, entries, .. } => {
             format!("Adopted {} cut={cut} {start}={}", ballot(*at), list(entries))
         }
+        Record::Sealed(slot) => format!("Sealed {slot}"),
         Record::Installed(slot) => format!("Installed {slot}"),
         Record::Suspect => "Suspect".to_owned(),
         Record::Rewritten { start, entries } => format!("Rewritten {start}={}", list(entries)),

@@ -9,9 +9,9 @@ use crate::world::{Event, NodeEvent, World};
 use node::core::{Core, CoreConfig, Hosted};
 use node::host::Machines;
 use paxos::heartbeat::Timing;
-use paxos::{GroupId, NodeId, Record, Recovered, Slot, Time, recover};
+use paxos::{ConfigId, Configuration, GroupId, NodeId, Record, Recovered, Slot, Time, recover};
 use shardkv::MemoryStore;
-use shardkv::map::{GroupInfo, NodeInfo, ShardMap};
+use shardkv::map::{GroupInfo, NodeInfo, SHARDMASTER_GROUP, ShardMap};
 use shardkv::types::Revision;
 use std::sync::Arc;
 use wal::testdisk::MemDisk;
@@ -47,7 +47,7 @@ impl World {
     pub(crate) fn genesis(&self) -> ShardMap {
         let data = self.plan.groups.iter().skip(1);
         let groups: Vec<GroupInfo> =
-            data.map(|(id, replicas)| GroupInfo { id: *id, replicas: replicas.clone() }).collect();
+            data.map(|(id, replicas)| GroupInfo::new(*id, replicas.clone())).collect();
         let ids: Vec<GroupId> = groups.iter().map(|group| group.id).collect();
         ShardMap {
             version: 1,
@@ -55,6 +55,7 @@ impl World {
             incarnation: 1,
             compacted: Revision(0),
             shards: shardmaster::initial_shards(&self.plan.boundaries, &ids),
+            shardmaster: GroupInfo::new(SHARDMASTER_GROUP, self.plan.groups[0].1.clone()),
             groups,
             nodes: self.plan.nodes.iter().copied().map(World::node_info).collect(),
         }
@@ -156,7 +157,8 @@ impl World {
                 recovered.promised, recovered.accepted, recovered.length, recovered.suspect
             ));
             let Some(machine) = machines.machine(group) else { continue };
-            replicas.push(Hosted { group, replicas: nodes, recovered, applied, machine });
+            let configuration = machines.configuration(group).unwrap_or_else(|| Configuration::first(nodes));
+            replicas.push(Hosted { group, configuration, recovered, applied, machine });
         }
         site.life += 1;
         let life = site.life;
@@ -287,5 +289,6 @@ fn recover_group(
         }
         records.push(Record::Suspect);
     }
-    Ok(Some(recover(records.iter(), machines.applied(group), machines.imaged(group))))
+    let config = machines.configuration(group).map_or(ConfigId(0), |configuration| configuration.id);
+    Ok(Some(recover(records.iter(), machines.applied(group), machines.imaged(group), config)))
 }
