@@ -57,9 +57,23 @@ pub type SnapshotOutcome<S> = (SnapshotEvent, Option<(GroupId, Machine<S>)>);
 /// All state machines of a node over its one store.
 pub struct Machines<S: Store> {
     store: Arc<S>,
+    boot: u64,
+    sessions: SessionLimits,
     groups: BTreeMap<GroupId, Hosted<S>>,
     sources: BTreeMap<u64, Source>,
     sinks: BTreeMap<GroupId, (u64, Sink)>,
+}
+
+fn open_one<S: Store>(
+    store: &Arc<S>,
+    group: GroupId,
+    boot: u64,
+    sessions: SessionLimits,
+) -> Result<Hosted<S>, StoreError> {
+    Ok(match group {
+        SHARDMASTER_GROUP => Hosted::Master(MasterGroup::open(store.clone())?),
+        _ => Hosted::Data(Box::new(DataGroup::open_with(store.clone(), group, boot, sessions)?)),
+    })
 }
 
 impl<S: Store> Machines<S> {
@@ -73,14 +87,31 @@ impl<S: Store> Machines<S> {
     ) -> Result<Machines<S>, StoreError> {
         let mut hosted = BTreeMap::new();
         for id in groups {
-            let machine = if *id == SHARDMASTER_GROUP {
-                Hosted::Master(MasterGroup::open(store.clone())?)
-            } else {
-                Hosted::Data(Box::new(DataGroup::open_with(store.clone(), *id, boot, sessions)?))
-            };
-            hosted.insert(*id, machine);
+            hosted.insert(*id, open_one(&store, *id, boot, sessions)?);
         }
-        Ok(Machines { store, groups: hosted, sources: BTreeMap::new(), sinks: BTreeMap::new() })
+        let (sources, sinks) = (BTreeMap::new(), BTreeMap::new());
+        Ok(Machines { store, boot, sessions, groups: hosted, sources, sinks })
+    }
+
+    /// Opens an empty state machine; rows that an earlier one has left are deleted first.
+    pub fn open_empty(&mut self, group: GroupId) -> Result<(), StoreError> {
+        self.delete_rows(group)?;
+        let machine = open_one(&self.store, group, self.boot, self.sessions)?;
+        self.groups.insert(group, machine);
+        Ok(())
+    }
+
+    /// Ends a state machine and deletes its rows.
+    pub fn close(&mut self, group: GroupId) -> Result<(), StoreError> {
+        self.groups.remove(&group);
+        self.sinks.remove(&group);
+        self.delete_rows(group)
+    }
+
+    /// Durably: what comes to light again after a crash would be taken for the next replica's state.
+    fn delete_rows(&self, group: GroupId) -> Result<(), StoreError> {
+        shardkv::delete_group(&*self.store, group)?;
+        self.store.flush()
     }
 
     /// The last slot that a group's state machine has applied.

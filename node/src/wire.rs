@@ -2,7 +2,7 @@
 //! snapshots. Encoded with [`shardkv::codec`], many in one message of the peer stream.
 
 use bytes::Bytes;
-use paxos::{GroupId, Slot, Wire};
+use paxos::{ConfigId, GroupId, NodeId, Slot, Wire};
 use serde::{Deserialize, Serialize};
 use shardkv::map::{NodeInfo, ShardMap};
 use shardkv::request::TraceContext;
@@ -47,6 +47,15 @@ pub enum NodeMessage {
     MapReply(Box<ShardMap>),
     /// To the shardmaster's leader: this is how the sender is reached; the map should say so.
     Register(Box<NodeInfo>),
+    /// To the shardmaster's leader, from a group's: this configuration is in force.
+    Configured {
+        /// The group.
+        group: GroupId,
+        /// The configuration.
+        config: ConfigId,
+        /// Who votes in it.
+        members: Vec<NodeId>,
+    },
     /// A piece of a group's image.
     SnapshotPiece {
         /// The group.

@@ -12,7 +12,7 @@
 //! - Entries of an earlier configuration behind its stop-sign are void: an image from behind it cuts them
 //!   off (`Acceptor::installed`, `recover`).
 
-use crate::{ConfigId, NodeId, codec};
+use crate::{Ballot, ConfigId, NodeId, codec};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -43,9 +43,9 @@ impl Configuration {
         Configuration { id: ConfigId(0), members: ascending(members), before: Vec::new() }
     }
 
-    /// What a replica that comes up as a learner knows: votes before this configuration are nothing to it.
-    pub fn unknown(id: ConfigId) -> Configuration {
-        Configuration { id, ..Configuration::default() }
+    /// The ballot below which a replica that is born when this is the newest configuration promises nothing.
+    pub fn floor(id: ConfigId) -> Ballot {
+        Ballot { config: id, ..Ballot::default() }
     }
 
     /// The one behind this one, with these members.

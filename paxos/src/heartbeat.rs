@@ -160,6 +160,12 @@ impl Heartbeats {
         self.own.insert(group, (status, self.version));
     }
 
+    /// This node has no replica of a group any more. Others keep what they know: it says nothing new.
+    pub fn forget(&mut self, group: GroupId) {
+        self.own.remove(&group);
+        self.frozen.remove(&group);
+    }
+
     /// When this node may promise another node's ballot in a group whose durable promise is
     /// `promised`; a time in the past means now.
     pub fn grant_ends(&self, group: GroupId, promised: Ballot) -> Time {

@@ -56,7 +56,7 @@ pub use codec::DecodeError;
 pub use configuration::Configuration;
 pub use leader::quorum_of;
 pub use message::{Envelope, Message};
-pub use record::{Record, Recovered, recover};
+pub use record::{Record, Recovered, recover, tombstone};
 pub use replica::{Input, Outputs, PIECE_BYTES_MAX, Replica, ReplicaConfig};
 pub use state_machine::{SnapshotSink, SnapshotSource, StateMachine};
 pub use types::{Ballot, ConfigId, GroupId, NodeId, Slot, Time};

@@ -211,7 +211,8 @@ impl Replica {
         let end = self.acceptor.log().length();
         let Role::Leading(leading) = &mut self.role else { return };
         let Some(peer) = leading.peers.get_mut(&node) else { return };
-        if promise.suspect {
+        let stranger = promise.accepted != leading.ballot && matches!(peer.phase, PeerPhase::Replicating { .. });
+        if promise.suspect || stranger {
             peer.matched = None;
         } else if peer.phase != PeerPhase::Probing {
             return;

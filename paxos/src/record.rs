@@ -54,6 +54,11 @@ pub enum Record {
     /// A stop-sign in this slot is decided. Before the first vote in the configuration that it begins: who
     /// has promised there can never again vote in the one before, and must not forget that it may here.
     Sealed(Slot),
+    /// A replica begins its life on this node, and promises nothing below this ballot: what a replica of the
+    /// group promised here before, it promised in configurations that are sealed.
+    Opened(Ballot),
+    /// The replica's life on this node has ended; its state may go. What it had promised stays: a tombstone.
+    Closed(Ballot),
     /// A snapshot through this slot is the state.
     Installed(Slot),
     /// The log cannot be proven whole; everything above the state machine's slot is void.
@@ -87,7 +92,7 @@ impl Record {
     /// Whether the record must be written twice before what waits for it may leave: it holds a
     /// promise, which nobody else could repair.
     pub fn is_promise(&self) -> bool {
-        matches!(self, Record::Promised(_) | Record::State { .. })
+        matches!(self, Record::Promised(_) | Record::Opened(_) | Record::Closed(_) | Record::State { .. })
     }
 
     /// The last slot whose entry is in this record, if it has entries.
@@ -99,9 +104,13 @@ impl Record {
             | Record::Rewritten { start, entries } => {
                 (!entries.is_empty()).then(|| Slot(start.0 + entries.len() as u64 - 1))
             }
-            Record::Promised(_) | Record::Sealed(_) | Record::Installed(_) | Record::Suspect | Record::State { .. } => {
-                None
-            }
+            Record::Promised(_)
+            | Record::Opened(_)
+            | Record::Closed(_)
+            | Record::Sealed(_)
+            | Record::Installed(_)
+            | Record::Suspect
+            | Record::State { .. } => None,
         }
     }
 
@@ -133,6 +142,16 @@ pub struct Recovered {
     pub entries: Vec<Bytes>,
     /// Whether the log is unproven.
     pub suspect: bool,
+    /// There is no replica here any more.
+    pub closed: bool,
+}
+
+/// What the replica had promised, if the last that a group's records say is that its life on this node has
+/// ended.
+pub fn tombstone<'a>(records: impl Iterator<Item = &'a Record>) -> Option<Ballot> {
+    let mut fold = Fold::default();
+    records.for_each(|record| fold.record(record));
+    fold.state.closed.then_some(fold.state.promised)
 }
 
 /// The log does not reach down to what the state machine has applied.
@@ -192,6 +211,16 @@ impl Fold {
                 state.promised = state.promised.max(*ballot);
                 state.decided = state.decided.max(*decided);
                 state.suspect = false;
+            }
+            Record::Opened(floor) => {
+                state.promised = state.promised.max(*floor);
+                state.closed = false;
+            }
+            Record::Closed(promised) => {
+                let promised = state.promised.max(*promised);
+                *state = Recovered { promised, closed: true, ..Recovered::default() };
+                self.entries.clear();
+                self.staged.clear();
             }
             Record::Sealed(slot) => state.decided = state.decided.max(*slot),
             Record::Installed(slot) => {

@@ -318,6 +318,16 @@ impl Replica {
         suspect
     }
 
+    /// A replica whose life began in the middle of a ballot (it was closed, and opened again) has none of what
+    /// the leader believes it has, and says so.
+    fn stranger_instead(&self, from: NodeId, ballot: Ballot, out: &mut Outputs) -> bool {
+        let stranger = self.acceptor.promised() == ballot && self.acceptor.accepted() != ballot;
+        if stranger {
+            self.send_durable(out, from, Message::Promise(self.promise()));
+        }
+        stranger
+    }
+
     /// What a promise reports now.
     pub(crate) fn promise(&self) -> Promise {
         self.acceptor.promise(self.votes_in(self.acceptor.promised().config))
@@ -360,7 +370,7 @@ impl Replica {
         }
         match message {
             Message::Accept { ballot, .. } | Message::Decide { ballot, .. }
-                if self.suspect_instead(from, ballot, out) => {}
+                if self.suspect_instead(from, ballot, out) || self.stranger_instead(from, ballot, out) => {}
             Message::Prepare { ballot, handover, elected } => {
                 let asks = elected || self.votes_for(from, ballot.config);
                 if asks && ballot.node == from {
@@ -550,6 +560,10 @@ impl Replica {
     /// The configuration that this replica is in.
     pub fn configuration(&self) -> &Configuration {
         &self.configuration
+    }
+    /// Who follows the log without a vote while this replica leads, as the host has said.
+    pub fn learners(&self) -> &[NodeId] {
+        &self.learners
     }
     /// The nodes whose replicas vote in it.
     pub fn replicas(&self) -> &[NodeId] {

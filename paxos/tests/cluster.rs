@@ -110,13 +110,28 @@ impl World {
         let Some(node) = self.nodes.get_mut(&id) else { return };
         let tr = std::env::var_os("PAXOS_TRACE").is_some();
         let said = if tr { format!("{input:?}").chars().take(300).collect::<String>() } else { String::new() };
-        let k = |n: &Node| (n.replica.acceptor().accepted(), n.replica.acceptor().promised(), n.replica.configuration().id, n.replica.acceptor().suspect());
+        let k = |n: &Node| {
+            (
+                n.replica.acceptor().accepted(),
+                n.replica.acceptor().promised(),
+                n.replica.configuration().id,
+                n.replica.acceptor().suspect(),
+            )
+        };
         let before = k(node);
         let out = node.replica.step(self.now, &node.beats, input);
         let after = k(node);
         if tr && before != after {
             let a = node.replica.acceptor();
-            eprintln!("{:?} {id} acc {} prom {} c{} log {:?} dec {} <- {said}", self.now.0, after.0, after.1, after.2.0, a.log().range(), a.decided());
+            eprintln!(
+                "{:?} {id} acc {} prom {} c{} log {:?} dec {} <- {said}",
+                self.now.0,
+                after.0,
+                after.1,
+                after.2.0,
+                a.log().range(),
+                a.decided()
+            );
         }
         self.perform(id, out);
     }

@@ -98,6 +98,11 @@ impl ShardMap {
         self.all_groups().find(|group| group.id == id)
     }
 
+    /// The same, to be changed.
+    pub fn group_mut(&mut self, id: GroupId) -> Option<&mut GroupInfo> {
+        std::iter::once(&mut self.shardmaster).chain(&mut self.groups).find(|group| group.id == id)
+    }
+
     /// The shardmaster's group, then the data groups.
     pub fn all_groups(&self) -> impl Iterator<Item = &GroupInfo> {
         std::iter::once(&self.shardmaster).chain(&self.groups)

@@ -87,10 +87,17 @@ pub enum RequestBody {
         /// The version that the asker has; 0 for none.
         have_version: u64,
     },
-    /// To the shardmaster group: log a compaction ([`ReplyBody::Compacted`]).
+    /// To the shardmaster group: log a compaction ([`ReplyBody::Logged`]).
     LogCompaction {
         /// History below is dropped.
         revision: Revision,
+    },
+    /// To the shardmaster group: log that a group is to have these members ([`ReplyBody::Logged`]).
+    ChangeMembers {
+        /// Which.
+        group: GroupId,
+        /// The nodes that are to vote in it; its present ones call a change off.
+        members: Vec<NodeId>,
     },
 }
 
@@ -140,8 +147,8 @@ pub enum ReplyBody {
     Lost,
     /// A definite failure; asking again with the same tag answers the same.
     Failed(OpError),
-    /// Of [`RequestBody::Compact`] and [`RequestBody::LogCompaction`].
-    Compacted,
+    /// It was logged and applied: of [`RequestBody::Compact`], and of what is asked of the shardmaster.
+    Logged,
     /// Of [`RequestBody::CurrentRevision`].
     Current {
         /// The newest number handed out.

@@ -40,13 +40,8 @@ impl Seed {
             evicted: Revision(floor.0.saturating_sub(1)),
             space: SPACE,
         };
-        let meta = Meta {
-            applied: SEED_SLOT,
-            last_revision: floor,
-            home: Some(SPACE),
-            imaged: SEED_SLOT,
-            ..Meta::default()
-        };
+        let meta =
+            Meta { applied: SEED_SLOT, last_revision: floor, home: Some(SPACE), imaged: SEED_SLOT, ..Meta::default() };
         let header = Piece::Header { meta, shards: shards.iter().map(owned).collect() };
         (Seed { rows: 0 }, seal(&header))
     }

@@ -36,12 +36,7 @@ impl<S: Store> MasterGroup<S> {
         let rows = GroupMeta::open(store, SHARDMASTER_GROUP);
         let row = match rows.get(ROW)? {
             Some(bytes) => decode_row(&bytes)?,
-            None => Row {
-                applied: Slot(0),
-                imaged: Slot(0),
-                configuration: None,
-                state: MasterState::default(),
-            },
+            None => Row { applied: Slot(0), imaged: Slot(0), configuration: None, state: MasterState::default() },
         };
         let Row { applied, imaged, configuration, state } = row;
         Ok(MasterGroup { rows, applied, imaged, configuration, state: Arc::new(state) })

@@ -22,7 +22,7 @@ impl Pending {
         }
         match body {
             ReplyBody::Done { revision, result } => self.on_done(index, is_current, from, revision, result, cx),
-            ReplyBody::Compacted => self.on_compacted(index, is_current, cx),
+            ReplyBody::Logged => self.on_compacted(index, is_current, cx),
             ReplyBody::NotLeader { hint } => {
                 cx.core.router.not_leader(group, from, hint);
                 self.refused(index, is_current, cx)

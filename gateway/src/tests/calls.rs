@@ -177,12 +177,12 @@ fn compaction_is_logged_then_carried_out_by_every_group() {
         (request.group, &request.body),
         (SHARDMASTER_GROUP, &RequestBody::LogCompaction { revision: Revision(8) })
     );
-    world.reply(node, &request, ReplyBody::Compacted);
+    world.reply(node, &request, ReplyBody::Logged);
     let sent = world.take_all();
     assert_eq!(sent.iter().map(|(_, r)| r.group.0).collect::<Vec<_>>(), [2, 3]);
-    world.reply(sent[0].0, &sent[0].1, ReplyBody::Compacted);
+    world.reply(sent[0].0, &sent[0].1, ReplyBody::Logged);
     assert_eq!(world.answers(), []);
-    world.reply(sent[1].0, &sent[1].1, ReplyBody::Compacted);
+    world.reply(sent[1].0, &sent[1].1, ReplyBody::Logged);
     let expected = Answer { revision: Revision(10), body: AnswerBody::Compacted };
     assert_eq!(world.answers(), [(1, Ok(expected))]);
     world.assert_idle();

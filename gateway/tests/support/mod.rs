@@ -114,7 +114,7 @@ impl FakeCluster {
             RequestBody::LogCompaction { revision } => self.log_compaction(revision),
             RequestBody::Compact { revision } => {
                 assert_eq!(self.apply(group, Command::Compact { revision }), Outcome::Compacted);
-                ReplyBody::Compacted
+                ReplyBody::Logged
             }
             RequestBody::Write { shard, epoch, also, session, op } => {
                 let revision = self.next();
@@ -141,7 +141,7 @@ impl FakeCluster {
             return ReplyBody::Failed(OpError::FutureRevision { current: Revision(self.revision) });
         }
         self.map.compacted = revision;
-        ReplyBody::Compacted
+        ReplyBody::Logged
     }
 
     fn read(&mut self, group: GroupId, shards: &[(ShardId, Epoch)], op: &Op, mode: ReadMode) -> ReplyBody {

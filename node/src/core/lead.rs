@@ -80,7 +80,9 @@ pub(super) struct Lead {
     /// Replies that wait for a confirmation round.
     pub(super) confirming: VecDeque<(u64, u64, Reply)>,
     /// No more proposals: leadership is about to be handed over.
-    pub(super) draining: bool,
+    pub(super) handing_over: bool,
+    /// Likewise: the group's members are about to change.
+    pub(super) sealing: bool,
     /// Shards whose activation, and the floor whose compaction, is on its way.
     pub(super) activating: Option<u64>,
     /// A compaction that the shardmaster has logged, and the write that it must be logged behind.
@@ -118,7 +120,8 @@ impl Lead {
             reads_waiting: 0,
             unleased: Vec::new(),
             confirming: VecDeque::new(),
-            draining: false,
+            handing_over: false,
+            sealing: false,
             activating: None,
             compaction: None,
             compacting: Revision(0),
@@ -166,6 +169,11 @@ impl Lead {
     /// Commands that wait or are in flight.
     pub(super) fn in_flight(&self) -> u64 {
         self.arrived - self.done
+    }
+
+    /// Whether it takes nothing new, because it is about to end.
+    pub(super) fn is_draining(&self) -> bool {
+        self.handing_over || self.sealing
     }
 
     pub(super) fn is_drained(&self) -> bool {

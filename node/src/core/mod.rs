@@ -9,6 +9,7 @@
 //! core holds back whatever must not leave before.
 
 mod lead;
+mod members;
 mod reads;
 mod reclaim;
 mod scans;
@@ -20,6 +21,7 @@ mod transfer;
 mod types;
 mod upkeep;
 
+pub use members::Hosting;
 pub use scans::ScanJob;
 pub use status::{CoreStatus, GroupStatus};
 pub use traces::{Span, Stage};
@@ -82,6 +84,7 @@ pub struct Core<S: Store> {
     /// Groups led here whose peers have not heard what is decided, and when they shall be told.
     untold: BTreeMap<GroupId, Time>,
     transfers: Transfers,
+    comings: members::Comings,
     followed: traces::FollowedEntries,
     scans: BTreeMap<u64, scans::Scan>,
     next_scan: u64,
@@ -110,6 +113,7 @@ impl<S: Store> Core<S> {
             retiring: false,
             untold: BTreeMap::new(),
             transfers: Transfers::default(),
+            comings: members::Comings::default(),
             followed: traces::FollowedEntries::default(),
             scans: BTreeMap::new(),
             next_scan: 0,
@@ -165,6 +169,7 @@ impl<S: Store> Core<S> {
             Input::Tick => self.tick(now),
             Input::Flushed(number) => self.flushed(now, number),
             Input::Snapshot(event) => self.snapshot_event(now, event),
+            Input::Closed(group) => self.closed(group),
             Input::Retire => {
                 self.retiring = true;
                 self.publish_reluctance();
@@ -202,6 +207,7 @@ impl<S: Store> Core<S> {
         if self.retiring {
             self.hand_over_all(now);
         }
+        self.seal_drained(now);
         let mut out = std::mem::take(&mut self.out);
         if !out.log.is_empty() {
             out.ticket = self.next_ticket;
@@ -261,6 +267,7 @@ impl<S: Store> Core<S> {
             }
             NodeMessage::Follow { group, slot, contexts } => self.follow_entry(now, group, slot, contexts),
             NodeMessage::Register(info) => self.register(now, *info),
+            NodeMessage::Configured { group, config, members } => self.configured(now, group, config, members),
             NodeMessage::MapReply(map) => self.learn_map(Arc::new(*map)),
             NodeMessage::SnapshotPiece { .. }
             | NodeMessage::SnapshotAck { .. }
@@ -354,6 +361,7 @@ impl<S: Store> Core<S> {
             }
         }
         self.traces_durable(now, ticket);
+        self.durably_closed(ticket);
         self.release_segments(ticket);
     }
 
@@ -380,6 +388,7 @@ impl<S: Store> Core<S> {
     fn learn_map(&mut self, map: Arc<ShardMap>) {
         if map.version > self.map.version {
             self.map = map;
+            self.follow_placement();
             self.busy.extend(self.groups.keys().copied());
         }
     }

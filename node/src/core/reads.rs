@@ -16,6 +16,7 @@ use shardkv::ops::Op;
 use shardkv::request::{OpError, ReadMode as Freshness, Reply, ReplyBody, Request, RequestBody};
 use shardkv::store::Store;
 use shardkv::types::Revision;
+use shardmaster::MasterCommand;
 
 /// A read (or a compaction) in line at the leader.
 #[derive(Clone, Debug)]
@@ -53,6 +54,13 @@ impl<S: Store> Core<S> {
             RequestBody::LogCompaction { revision } => {
                 let revision = *revision;
                 self.log_compaction(now, waiter, revision);
+            }
+            RequestBody::ChangeMembers { group, members } => {
+                let command = MasterCommand::ChangeMembers { group: *group, members: members.clone() };
+                match self.ready_lead(SHARDMASTER_GROUP) {
+                    Ok(_) => self.propose_master(now, waiter, &command),
+                    Err(refusal) => self.answer(waiter, refusal),
+                }
             }
         }
     }

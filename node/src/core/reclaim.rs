@@ -4,7 +4,7 @@
 //! everything before their segment may go.
 
 use super::Core;
-use paxos::{GroupId, Slot, Time};
+use paxos::{GroupId, Record, Slot, Time};
 use shardkv::store::Store;
 use std::collections::BTreeMap;
 
@@ -56,6 +56,8 @@ impl<S: Store> Core<S> {
             self.step(now, id, paxos::Input::Trim { slot: wanted, keep_bytes: limits.kept_bytes_max });
             self.step(now, id, paxos::Input::Trim { slot, keep_bytes: limits.kept_behind_image_bytes_max });
         }
+        let tombstones = self.comings.ended.iter().map(|(id, promised)| (*id, Record::Closed(*promised)));
+        self.out.log.extend(tombstones);
         self.out.reclaim = true;
         // The states go into this segment or a later one.
         self.reclaim.rewritten = Some((self.next_ticket, self.reclaim.segment.saturating_sub(1)));

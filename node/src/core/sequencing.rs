@@ -64,7 +64,7 @@ impl<S: Store> Core<S> {
 
     fn begin_sequencing(&mut self) {
         let Some(group) = self.groups.get(&SHARDMASTER_GROUP) else { return };
-        let ready = group.lead.as_ref().is_some_and(|lead| lead.ready && !lead.draining);
+        let ready = group.lead.as_ref().is_some_and(|lead| lead.ready && !lead.is_draining());
         if !ready {
             self.sequencer = None;
             return;

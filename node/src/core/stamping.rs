@@ -69,7 +69,7 @@ impl<S: Store> Core<S> {
     }
 
     /// What was proposed has an unknown outcome; what was not was never done.
-    fn end_term(&mut self, id: GroupId, lead: Lead) {
+    pub(super) fn end_term(&mut self, id: GroupId, lead: Lead) {
         for (waiter, _) in lead.proposed.into_iter().flat_map(|proposed| proposed.waiters) {
             self.answer(waiter, ReplyBody::Lost);
         }
@@ -131,7 +131,7 @@ impl<S: Store> Core<S> {
         let hint = self.leader_of(id).filter(|node| *node != self.config.me);
         let group = self.groups.get_mut(&id).ok_or(ReplyBody::NotLeader { hint: None })?;
         match group.lead.as_mut() {
-            Some(lead) if lead.ready && !lead.draining => Ok(lead),
+            Some(lead) if lead.ready && !lead.is_draining() => Ok(lead),
             Some(_) | None => Err(ReplyBody::NotLeader { hint }),
         }
     }
@@ -147,7 +147,7 @@ impl<S: Store> Core<S> {
             let in_flight_max = self.config.limits.proposals_max;
             let Some(lead) = self.groups.get_mut(&id).and_then(|group| group.lead.as_mut()) else { return };
             let room = lead.proposed.len() + lead.asked.len() < in_flight_max && lead.asked.len() < ASKS_MAX;
-            if !lead.ready || lead.draining || lead.inbox.is_empty() || !room {
+            if !lead.ready || lead.is_draining() || lead.inbox.is_empty() || !room {
                 break;
             }
             let in_order = lead.asked.is_empty();
@@ -327,14 +327,14 @@ fn reply_body(outcome: Outcome) -> ReplyBody {
         Outcome::Done { revision, result } => ReplyBody::Done { revision, result },
         Outcome::WrongShard => ReplyBody::WrongShard,
         Outcome::Failed(error) => ReplyBody::Failed(error),
-        Outcome::Activated | Outcome::Compacted => ReplyBody::Compacted,
+        Outcome::Activated | Outcome::Compacted => ReplyBody::Logged,
         Outcome::Malformed(what) => ReplyBody::Failed(OpError::Malformed(what)),
     }
 }
 
 fn master_body(outcome: MasterOutcome) -> ReplyBody {
     match outcome {
-        MasterOutcome::Applied | MasterOutcome::Nothing => ReplyBody::Compacted,
+        MasterOutcome::Applied | MasterOutcome::Nothing => ReplyBody::Logged,
         MasterOutcome::Failed(error) => ReplyBody::Failed(error),
         MasterOutcome::Malformed(what) => ReplyBody::Failed(OpError::Malformed(what)),
     }

@@ -173,6 +173,15 @@ impl<S: Store> Core<S> {
         }
     }
 
+    /// The group's replica has ended.
+    pub(super) fn end_transfers(&mut self, group: GroupId) {
+        let sending = self.transfers.sending.iter().filter(|(_, it)| it.group == group);
+        let ended: Vec<u64> = sending.map(|(transfer, _)| *transfer).collect();
+        ended.into_iter().for_each(|transfer| self.end_transfer(transfer));
+        self.transfers.receiving.remove(&group);
+        self.transfers.arrived.remove(&group);
+    }
+
     fn end_transfer(&mut self, transfer: u64) {
         if self.transfers.sending.remove(&transfer).is_some() {
             self.out.snapshots.push(SnapshotJob::Close { transfer });

@@ -1,5 +1,6 @@
 //! What goes into a [`Core`](super::Core) and comes out of it.
 
+use super::members::Hosting;
 use super::scans::ScanJob;
 use super::traces::Span;
 use super::transfer::{SnapshotEvent, SnapshotJob};
@@ -145,6 +146,8 @@ pub enum Input {
     Flushed(u64),
     /// What a [`SnapshotJob`] led to.
     Snapshot(SnapshotEvent),
+    /// A closed replica's state was deleted, see [`Outputs::hosting`].
+    Closed(GroupId),
     /// The log has no room (or has again).
     NoSpace(bool),
     /// The node is about to stop: leaderships are handed over.
@@ -202,6 +205,8 @@ pub struct Outputs {
     pub replies: Vec<(u64, Reply)>,
     /// Images to read or to install.
     pub snapshots: Vec<SnapshotJob>,
+    /// Replicas to open, and to delete, in order.
+    pub hosting: Vec<Hosting>,
     /// Flush the store, then report [`Input::Flushed`] with this number.
     pub flush: Option<u64>,
     /// Log segments up to this one are no longer needed.
@@ -219,6 +224,7 @@ impl Outputs {
             && self.scans.is_empty()
             && self.replies.is_empty()
             && self.snapshots.is_empty()
+            && self.hosting.is_empty()
             && self.flush.is_none()
             && self.release.is_none()
             && self.spans.is_empty()

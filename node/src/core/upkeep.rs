@@ -25,6 +25,7 @@ impl<S: Store> Core<S> {
             self.step(now, id, paxos::Input::Tick);
             self.drop_expired(now, id);
             self.ask_anew(now, id);
+            self.follow_plan(now, id);
             self.prefer_another(now, id);
             let leads = self.groups.get(&id).is_some_and(|group| group.lead.is_some());
             if leads {
@@ -32,6 +33,7 @@ impl<S: Store> Core<S> {
             }
         }
         self.tick_transfers(now);
+        self.follow_placement();
         self.ask_for_map();
         self.tell_address(now);
     }
@@ -72,7 +74,7 @@ impl<S: Store> Core<S> {
         let map = self.map.clone();
         let Some(group) = self.groups.get_mut(&id) else { return };
         let (Machine::Data(reader), Some(lead)) = (&group.machine, group.lead.as_mut()) else { return };
-        if !lead.ready || lead.draining {
+        if !lead.ready || lead.is_draining() {
             return;
         }
         if lead.activating.is_some_and(|last| lead.done < last) {
@@ -150,7 +152,7 @@ impl<S: Store> Core<S> {
         let target = if leads { self.better_leader(now, id) } else { None };
         let Some(target) = target else {
             if let Some(lead) = self.groups.get_mut(&id).and_then(|group| group.lead.as_mut()) {
-                lead.draining = false;
+                lead.handing_over = false;
             }
             return;
         };
@@ -163,8 +165,8 @@ impl<S: Store> Core<S> {
         // Whoever is about to stop has no time to settle, and need not serve on.
         let now_or_never = self.retiring;
         let in_time = age > SETTLED_MICROS && (age - SETTLED_MICROS) % (4 * SETTLED_MICROS) < DRAIN_MICROS;
-        lead.draining = close && lead.ready && (now_or_never || in_time);
-        if lead.draining && lead.is_drained() {
+        lead.handing_over = close && lead.ready && (now_or_never || in_time);
+        if lead.handing_over && lead.is_drained() {
             self.step(now, id, paxos::Input::HandOver(target));
         }
     }

@@ -219,5 +219,9 @@ fn recover_group(
     }
     let (applied, imaged) = (machines.applied(group), machines.imaged(group));
     let config = machines.configuration(group).map_or(ConfigId(0), |configuration| configuration.id);
-    recover(records.iter(), applied, imaged, config).map_err(|source| OpenError::Gap { path: path.into(), group, source })
+    recover(records.iter(), applied, imaged, config).map_err(|source| OpenError::Gap {
+        path: path.into(),
+        group,
+        source,
+    })
 }

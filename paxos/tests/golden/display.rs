@@ -98,6 +98,8 @@ pub fn record(record: &Record) -> String {
             format!("Adopted {} cut={cut} {start}={}", ballot(*at), list(entries))
         }
         Record::Sealed(slot) => format!("Sealed {slot}"),
+        Record::Opened(at) => format!("Opened {}", ballot(*at)),
+        Record::Closed(at) => format!("Closed {}", ballot(*at)),
         Record::Installed(slot) => format!("Installed {slot}"),
         Record::Suspect => "Suspect".to_owned(),
         Record::Rewritten { start, entries } => format!("Rewritten {start}={}", list(entries)),

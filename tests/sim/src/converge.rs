@@ -89,9 +89,9 @@ impl World {
 
     /// What is not equal yet.
     fn unequal(&self) -> Option<String> {
-        for (group, replicas) in &self.plan.groups {
+        for (group, _) in &self.plan.groups {
             let decided = self.invariants.last_decided(*group);
-            for node in replicas {
+            for node in &self.newest_configuration(*group).members {
                 let Some(site) = self.sites.get(node).filter(|site| !site.retired) else { continue };
                 let Some(process) = &site.process else { return Some(format!("{node} is down")) };
                 let applied = process.machines.applied(*group);
@@ -117,7 +117,8 @@ impl World {
             let status = status.groups.into_iter().find(|status| status.group == group);
             let (serves, leased) = status.map_or((false, false), |status| (status.serves, status.leased));
             text.push_str(&format!(
-                "\n  {group} {node}: leader {}, leading {:?}, serves {serves}, leased {leased}, promised {}, accepted {}, kept {kept} to {length}, decided {}, matched {:?}",
+                "\n  {group} {node} in {:?}: leader {}, leading {:?}, serves {serves}, leased {leased}, promised {}, accepted {}, kept {kept} to {length}, decided {}, matched {:?}",
+                replica.configuration(),
                 replica.leader(),
                 replica.leading().map(|ballot| ballot.to_string()),
                 acceptor.promised(),
@@ -131,9 +132,9 @@ impl World {
 
     /// All data replicas at the same slot have the same state; every client's view is explained.
     pub(crate) fn judge(&mut self) -> Result<(), String> {
-        for (group, replicas) in self.plan.groups.iter().skip(1) {
+        for (group, _) in self.plan.groups.iter().skip(1) {
             let mut states: Vec<(NodeId, Slot, u64)> = Vec::new();
-            for node in replicas {
+            for node in &self.plan.nodes {
                 let process = self.sites.get(node).and_then(|site| site.process.as_ref());
                 if let Some((slot, hash)) = process.and_then(|process| process.machines.hash(*group)) {
                     states.push((*node, slot, hash));

@@ -26,7 +26,8 @@ impl World {
             let process = self.sites.get(node).and_then(|site| site.process.as_ref());
             process.is_some_and(|process| {
                 self.plan
-                    .hosted(*node)
+                    .groups
+                    .iter()
                     .any(|(group, _)| process.core.replica(*group).is_some_and(|r| r.leading().is_some()))
             })
         };

@@ -175,6 +175,9 @@ impl World {
 
     /// A node answers.
     pub(crate) fn reply(&mut self, from: NodeId, token: u64, reply: Reply) {
+        if token == crate::operator::TOKEN {
+            return;
+        }
         let gateway = (usize::try_from(token >> 32).unwrap_or_default(), token & u64::from(u32::MAX));
         self.trace.line(
             self.now,

@@ -70,6 +70,9 @@ impl World {
         for (group, machine) in std::mem::take(&mut process.replaced) {
             process.core.replace_machine(group, machine);
         }
+        for hosted in std::mem::take(&mut process.opened) {
+            process.core.open(hosted);
+        }
         for input in std::mem::take(&mut process.mailbox) {
             process.core.input(now, input);
         }
@@ -93,6 +96,9 @@ impl World {
         for job in &out.apply {
             for (slot, entry) in &job.entries {
                 self.invariants.decided(node, job.group, *slot, entry)?;
+                if paxos::Configuration::of_stop_sign(entry).is_some() {
+                    self.coverage.hit("members.changed");
+                }
             }
         }
         let mut jobs: Vec<Job> = Vec::new();
@@ -107,6 +113,7 @@ impl World {
             }
         }
         jobs.extend(out.snapshots.into_iter().map(Job::Snapshot));
+        jobs.extend(out.hosting.into_iter().map(Job::Hosting));
         if let Some(process) = self.process(node).filter(|_| !jobs.is_empty()) {
             process.jobs.extend(jobs);
             self.kick_apply(node);
@@ -160,7 +167,7 @@ impl World {
     /// Mutants that make up what a peer has not said.
     fn forge(&mut self, me: NodeId, peer: NodeId, message: &NodeMessage) {
         let leads = |process: &mut Process, plan: &crate::plan::Plan| {
-            plan.hosted(me).any(|(group, _)| process.core.replica(*group).is_some_and(|it| it.leading().is_some()))
+            plan.groups.iter().any(|(id, _)| process.core.replica(*id).is_some_and(|it| it.leading().is_some()))
         };
         let plan = self.plan.clone();
         if plan.options.mutant.is_none() || !self.process(me).is_some_and(|process| leads(process, &plan)) {
@@ -201,9 +208,9 @@ impl World {
             let process = site.and_then(|site| Some((site.clock.read(self.now), site.process.as_ref()?)));
             process.is_some_and(|(now, process)| process.core.holds_lease(now, group))
         };
-        for (group, replicas) in self.plan.hosted(node) {
+        for (group, _) in &self.plan.groups {
             if holds(&node, *group) {
-                let holders: Vec<NodeId> = replicas.iter().copied().filter(|id| holds(id, *group)).collect();
+                let holders: Vec<NodeId> = self.plan.nodes.iter().copied().filter(|id| holds(id, *group)).collect();
                 Invariants::lease(*group, &holders)?;
             }
         }

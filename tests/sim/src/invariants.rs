@@ -56,6 +56,12 @@ impl Invariants {
         }
     }
 
+    /// A node has opened a replica anew: what an earlier one has accepted there belongs to configurations that
+    /// are sealed.
+    pub fn opened(&mut self, node: NodeId, group: GroupId) {
+        self.votes.remove(&(node, group));
+    }
+
     /// A node has read its log after a restart: it must remember what it said.
     pub fn restarted(&self, node: NodeId, group: GroupId, acceptor: &Acceptor) -> Result<(), String> {
         let promised = self.promises.get(&(node, group)).copied().unwrap_or_default();

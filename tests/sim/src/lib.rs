@@ -18,6 +18,7 @@ mod invariants;
 mod lifecycle;
 pub mod mutant;
 mod network;
+mod operator;
 pub mod plan;
 mod process;
 mod random;

@@ -13,6 +13,7 @@ use paxos::{ConfigId, Configuration, GroupId, NodeId, Record, Recovered, Slot, T
 use shardkv::MemoryStore;
 use shardkv::map::{GroupInfo, NodeInfo, SHARDMASTER_GROUP, ShardMap};
 use shardkv::types::Revision;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use wal::testdisk::MemDisk;
 use wal::{Append, Log, Recovery};
@@ -34,6 +35,7 @@ impl Site {
             slow_until: 0,
             doomed: None,
             rotten: false,
+            formed: false,
             retired: false,
         }
     }
@@ -46,8 +48,7 @@ impl World {
 
     pub(crate) fn genesis(&self) -> ShardMap {
         let data = self.plan.groups.iter().skip(1);
-        let groups: Vec<GroupInfo> =
-            data.map(|(id, replicas)| GroupInfo::new(*id, replicas.clone())).collect();
+        let groups: Vec<GroupInfo> = data.map(|(id, replicas)| GroupInfo::new(*id, replicas.clone())).collect();
         let ids: Vec<GroupId> = groups.iter().map(|group| group.id).collect();
         ShardMap {
             version: 1,
@@ -121,19 +122,32 @@ impl World {
     }
 
     fn open_process(&mut self, node: NodeId, boot: u64, mut log: Log, recovery: &Recovery) -> Result<(), String> {
-        let hosted: Vec<(GroupId, Vec<NodeId>)> = self.plan.hosted(node).cloned().collect();
         let config = self.core_config(node, boot);
+        let first: Vec<GroupId> = self.plan.hosted(node).map(|(group, _)| *group).collect();
         let Some(site) = self.sites.get_mut(&node) else { return Ok(()) };
-        let ids: Vec<GroupId> = hosted.iter().map(|(group, _)| *group).collect();
-        let machines = Machines::open(site.store.clone(), &ids, boot, self.plan.sessions)
+        let found = match site.formed {
+            true => found_groups(recovery)?,
+            false => Some(first).filter(|first| begin_groups(&mut log, first)).map(|first| (first, BTreeMap::new())),
+        };
+        let Some((ids, ended)) = found else {
+            self.trace.line(self.now, format_args!("{node} has no room to begin its groups"));
+            self.coverage.hit("disk.full_at_open");
+            self.schedule(500_000, Event::Restart(node));
+            return Ok(());
+        };
+        site.formed = true;
+        let mut machines = Machines::open(site.store.clone(), &ids, boot, self.plan.sessions)
             .map_err(|error| format!("{node}: {error}"))?;
+        for group in ended.keys() {
+            machines.close(*group).map_err(|error| format!("{node}: {error}"))?;
+        }
         let mut now = site.clock.read(self.now);
         if self.plan.options.mutant == Some(Mutant::ForgetGrants) {
             now = Time(now.0 - Timing::default().lease_micros);
         }
         let mut replicas = Vec::new();
         let mut said = String::new();
-        for (group, nodes) in hosted {
+        for group in ids.iter().copied() {
             let recovered = match recover_group(&mut log, recovery, group, &machines)? {
                 Some(Ok(recovered)) => recovered,
                 Some(Err(gap)) => return Err(format!("{node}, {group}: {gap}")),
@@ -157,13 +171,17 @@ impl World {
                 recovered.promised, recovered.accepted, recovered.length, recovered.suspect
             ));
             let Some(machine) = machines.machine(group) else { continue };
-            let configuration = machines.configuration(group).unwrap_or_else(|| Configuration::first(nodes));
+            // One that was opened later learns who votes.
+            let genesis = self.plan.hosted(node).find(|(id, _)| *id == group && recovered.promised.config.0 == 0);
+            let genesis = genesis.map(|(_, members)| Configuration::first(members.clone()));
+            let configuration = machines.configuration(group).or(genesis).unwrap_or_default();
             replicas.push(Hosted { group, configuration, recovered, applied, machine });
         }
         site.life += 1;
         let life = site.life;
-        let core = Core::new(config, replicas, now);
-        for (group, _) in self.plan.hosted(node) {
+        let mut core = Core::new(config, replicas, now);
+        core.remember(ended);
+        for group in &ids {
             if let Some(replica) = core.replica(*group) {
                 self.invariants.restarted(node, *group, replica.acceptor())?;
             }
@@ -265,6 +283,31 @@ impl World {
     pub(crate) fn may_rot(&self, node: NodeId) -> bool {
         self.may(Fault::Rot) && self.plan.rotting == node
     }
+}
+
+/// Logs the beginnings of a node's first replicas. `false` where the disk has no room.
+fn begin_groups(log: &mut Log, groups: &[GroupId]) -> bool {
+    let record = Record::Opened(Configuration::floor(ConfigId(0)));
+    let append = |group: &GroupId| Append { group: group.0, payload: record.encode(), twice: record.is_promise() };
+    let appends: Vec<Append> = groups.iter().map(append).collect();
+    log.append(&appends).is_ok()
+}
+
+/// Groups of a node's replicas, and tombstones.
+type Found = (Vec<GroupId>, BTreeMap<GroupId, paxos::Ballot>);
+
+/// Which replicas a log is of, and what those that have ended had promised.
+fn found_groups(recovery: &Recovery) -> Result<Option<Found>, String> {
+    let (mut ids, mut ended) = (Vec::new(), BTreeMap::new());
+    for (group, found) in &recovery.groups {
+        let decoded = found.iter().map(|record| Record::decode(&record.payload)).collect::<Result<Vec<_>, _>>();
+        let records = decoded.map_err(|error| format!("a record of g{group} does not decode: {error}"))?;
+        match paxos::tombstone(records.iter()) {
+            Some(promised) => drop(ended.insert(GroupId(*group), promised)),
+            None => ids.push(GroupId(*group)),
+        }
+    }
+    Ok(Some((ids, ended)))
 }
 
 /// The acceptor's state of one group, as the runtime recovers it; `None` where the disk has no room for it.

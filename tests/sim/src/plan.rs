@@ -121,6 +121,8 @@ pub struct Plan {
     pub calm_micros_max: u64,
     /// The node whose disk may rot.
     pub rotting: NodeId,
+    /// Whether members change, and the longest pause between two wishes.
+    pub changes_micros_max: Option<u64>,
 }
 
 fn shape(random: &mut Random) -> (Vec<NodeId>, Vec<(GroupId, Vec<NodeId>)>) {
@@ -180,6 +182,9 @@ impl Plan {
             delay_micros_max: random.skewed(1_000, 1_500_000),
         };
         let rotting = random.pick(&nodes).copied().unwrap_or_default();
+        // A chance of its own: what other parts of the plan draw stays as it was.
+        let changing = &mut Random::new(seed, 4);
+        let changes = nodes.len() > 1 && changing.chance(500);
         Plan {
             seed,
             options,
@@ -213,6 +218,7 @@ impl Plan {
             faults,
             calm_micros_max: random.skewed(1_000_000, 15_000_000),
             rotting,
+            changes_micros_max: changes.then(|| changing.skewed(300_000, 8_000_000)),
             nodes,
             groups,
         }

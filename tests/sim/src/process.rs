@@ -2,7 +2,7 @@
 //! the very parts that the runtime runs: the core, the state machines, the log.
 
 use crate::clock::Clock;
-use node::core::{ApplyJob, Core, Input, Machine, ScanJob, SnapshotJob};
+use node::core::{ApplyJob, Core, Hosted, Hosting, Input, Machine, ScanJob, SnapshotJob};
 use node::host::Machines;
 use paxos::GroupId;
 use shardkv::MemoryStore;
@@ -34,6 +34,8 @@ pub struct Site {
     pub doomed: Option<u64>,
     /// A bit has flipped here.
     pub rotten: bool,
+    /// Its replicas' beginnings are logged: from then on the log says which there are.
+    pub formed: bool,
     /// It cannot prove its promises and stays down: an operator would replace it.
     pub retired: bool,
 }
@@ -44,6 +46,8 @@ pub enum Job {
     Apply(ApplyJob),
     /// A piece of an image.
     Snapshot(SnapshotJob),
+    /// A replica that comes or goes.
+    Hosting(Hosting),
 }
 
 /// What waits for the log.
@@ -77,6 +81,8 @@ pub struct Process {
     pub mailbox: VecDeque<Input>,
     /// Machines that were replaced by an image.
     pub replaced: Vec<(GroupId, Machine<MemoryStore>)>,
+    /// Replicas that were opened.
+    pub opened: Vec<Hosted<MemoryStore>>,
     /// A turn is scheduled.
     pub turning: bool,
     /// The log's queue.
@@ -101,6 +107,7 @@ impl Process {
             log,
             mailbox: VecDeque::new(),
             replaced: Vec::new(),
+            opened: Vec::new(),
             turning: false,
             wal: WalQueue::default(),
             jobs: VecDeque::new(),

@@ -85,6 +85,8 @@ pub enum Event {
     Restart(NodeId),
     /// A fault strikes.
     Strike,
+    /// The operator does something.
+    Operator,
     /// A cut ends.
     Mend(Vec<(Endpoint, Endpoint)>),
     /// A disk has space again.
@@ -202,6 +204,9 @@ impl World {
             let at = self.random.between(1_000_000, 3_000_000);
             self.schedule(at, Event::Strike);
         }
+        if plan.changes_micros_max.is_some() {
+            self.schedule(2_000_000, Event::Operator);
+        }
         self.schedule(plan.options.seconds * 1_000_000, Event::Phase);
     }
 
@@ -275,6 +280,10 @@ impl World {
             Event::Restart(node) => self.start_process(node),
             Event::Strike => {
                 self.strike();
+                Ok(())
+            }
+            Event::Operator => {
+                self.operator_acts();
                 Ok(())
             }
             Event::Mend(links) => {

@@ -1,0 +1,205 @@
+//! Which replicas live on this node, and changes of a group's members.
+//!
+//! The shard map says who is wanted (`GroupInfo::next`), and every node does its part by itself:
+//! - a node that the map names for a group it has no replica of opens one, which learns;
+//! - the group's leader has the newcomers follow its log; when they are close it drains, and proposes the
+//!   stop-sign;
+//! - the leader of the next configuration, once it serves, tells the shardmaster what is in force;
+//! - a node that the map does not name any more closes its replica.
+//!
+//! Invariants, for maps may be old:
+//! - A replica is closed only where the map knows of a configuration at least as new as every one that the
+//!   replica has taken part in.
+//! - A node that had a vote in a configuration, and closed its replica, opens none that votes there: what it
+//!   has accepted is gone. Tombstones remember which.
+
+use super::lead::Waiter;
+use super::{Core, Group, Hosted};
+use crate::wire::NodeMessage;
+use paxos::{Ballot, ConfigId, Configuration, GroupId, NodeId, Record, Time};
+use shardkv::map::{GroupInfo, SHARDMASTER_GROUP};
+use shardkv::store::Store;
+use shardmaster::MasterCommand;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A newcomer is close enough to vote when it lacks at most so many entries.
+const CLOSE_SLOTS: u64 = 64;
+
+/// What the host does about replicas, in the order of its work for state machines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hosting {
+    /// Open an empty state machine, deleting what may be left of an earlier one, and hand the replica to
+    /// [`Core::open`].
+    Open {
+        /// The group.
+        group: GroupId,
+        /// The replica promises nothing below.
+        floor: Ballot,
+    },
+    /// Delete the state of a replica that has ended, and report [`super::Input::Closed`].
+    Close {
+        /// The group.
+        group: GroupId,
+    },
+}
+
+/// Replicas that come and go.
+#[derive(Debug, Default)]
+pub(super) struct Comings {
+    /// The host was asked to open these.
+    opening: BTreeSet<GroupId>,
+    /// These have ended; the ticket of the record that says so, until it is durable.
+    closing: BTreeMap<GroupId, Option<u64>>,
+    /// What replicas that have ended here had promised.
+    pub(super) ended: BTreeMap<GroupId, Ballot>,
+}
+
+impl<S: Store> Core<S> {
+    /// Opens and closes replicas as the map says.
+    pub(super) fn follow_placement(&mut self) {
+        let (map, me) = (self.map.clone(), self.config.me);
+        for plan in map.all_groups().filter(|plan| plan.id.0 != 0) {
+            let id = plan.id;
+            let busy = self.comings.opening.contains(&id) || self.comings.closing.contains_key(&id);
+            let ended = self.comings.ended.get(&id).copied().unwrap_or_default();
+            let forgot =
+                plan.replicas.contains(&me) && self.comings.ended.contains_key(&id) && plan.config <= ended.config;
+            match self.groups.get(&id) {
+                None if plan.involves(me) && !busy && !forgot => {
+                    let floor = Configuration::floor(plan.config).max(ended);
+                    self.comings.opening.insert(id);
+                    self.out.hosting.push(Hosting::Open { group: id, floor });
+                }
+                Some(group) if !plan.involves(me) && plan.config >= newest_config(group) => self.close(id),
+                _ => {}
+            }
+        }
+    }
+
+    /// A replica's life ends: first for the others, then, when that is durable, on the disk.
+    fn close(&mut self, id: GroupId) {
+        let Some(group) = self.groups.remove(&id) else { return };
+        let newest = newest_config(&group);
+        tracing::info!(group = %id, "this node's replica has ended: the group has other members");
+        if let Some(lead) = group.lead {
+            self.end_term(id, lead);
+        }
+        self.busy.remove(&id);
+        self.untold.remove(&id);
+        self.beats.forget(id);
+        self.end_transfers(id);
+        let promised = group.replica.acceptor().promised().max(Configuration::floor(newest));
+        self.comings.ended.insert(id, promised);
+        self.out.log.push((id, Record::Closed(promised)));
+        self.comings.closing.insert(id, Some(self.next_ticket));
+    }
+
+    /// Ends that are durable: the state may go.
+    pub(super) fn durably_closed(&mut self, ticket: u64) {
+        for (id, waits) in &mut self.comings.closing {
+            if waits.take_if(|waits| *waits <= ticket).is_some() {
+                self.out.hosting.push(Hosting::Close { group: *id });
+            }
+        }
+    }
+
+    /// The host has deleted a replica's state.
+    pub(super) fn closed(&mut self, id: GroupId) {
+        self.comings.closing.remove(&id);
+        self.follow_placement();
+    }
+
+    /// Before the first turn: what replicas that ended here before this start had promised.
+    pub fn remember(&mut self, ended: BTreeMap<GroupId, Ballot>) {
+        self.comings.ended = ended;
+    }
+
+    /// A replica that the host has opened. Its first record is logged here.
+    pub fn open(&mut self, hosted: Hosted<S>) {
+        let id = hosted.group;
+        if !self.comings.opening.remove(&id) || self.groups.contains_key(&id) {
+            return;
+        }
+        let floor = Record::Opened(hosted.recovered.promised);
+        self.host(hosted);
+        let ticket = self.next_ticket;
+        self.comings.ended.remove(&id);
+        if let Some(group) = self.groups.get_mut(&id) {
+            // Nothing that it says may leave before.
+            group.last_ticket = ticket;
+            group.tails.push_back((ticket, 0));
+            self.dirty.push_back((ticket, id));
+        }
+        self.out.log.push((id, floor));
+    }
+
+    /// A leader's part in a change of its group's members.
+    pub(super) fn follow_plan(&mut self, now: Time, id: GroupId) {
+        let Some(plan) = self.map.group(id).cloned() else { return };
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let Some(lead) = group.lead.as_mut() else { return };
+        let present = group.replica.configuration().clone();
+        if plan.config < present.id && lead.ready {
+            return self.tell_configuration(now, id, present);
+        }
+        let wanted = wanted(&plan, &present);
+        let learners: Vec<NodeId> = wanted.iter().copied().filter(|node| !present.contains(*node)).collect();
+        let (matched, length) = (group.replica.matched(), group.replica.next_slot().prev());
+        let me = self.config.me;
+        let close =
+            |node: &NodeId| matched.get(node).copied().flatten().is_some_and(|slot| slot.0 + CLOSE_SLOTS >= length.0);
+        lead.sealing = !wanted.is_empty() && lead.ready && wanted.iter().all(|node| *node == me || close(node));
+        let (sealing, drained) = (lead.sealing, lead.is_drained());
+        if group.replica.learners() != learners {
+            self.step(now, id, paxos::Input::Learners(learners));
+        }
+        if sealing && drained {
+            self.step(now, id, paxos::Input::Seal(present.next(wanted)));
+        }
+    }
+
+    /// Leaders that drain for a change: the ticks alone would be slow.
+    pub(super) fn seal_drained(&mut self, now: Time) {
+        let drained = self
+            .groups
+            .iter()
+            .filter(|(_, group)| group.lead.as_ref().is_some_and(|lead| lead.sealing && lead.is_drained()));
+        let drained: Vec<GroupId> = drained.map(|(id, _)| *id).collect();
+        for id in drained {
+            self.follow_plan(now, id);
+        }
+    }
+
+    /// The shardmaster is told what is in force, until the map says so.
+    fn tell_configuration(&mut self, now: Time, group: GroupId, configuration: Configuration) {
+        let Configuration { id: config, members, .. } = configuration;
+        match self.leader_of(SHARDMASTER_GROUP).or_else(|| self.guess_sequencer()) {
+            Some(leader) if leader == self.config.me => self.configured(now, group, config, members),
+            Some(leader) => self.out.send.push((leader, NodeMessage::Configured { group, config, members })),
+            None => {}
+        }
+    }
+
+    /// A group's leader says which configuration is in force.
+    pub(super) fn configured(&mut self, now: Time, group: GroupId, config: ConfigId, members: Vec<NodeId>) {
+        let news = self.map.group(group).is_some_and(|known| known.config < config);
+        if news && self.ready_lead(SHARDMASTER_GROUP).is_ok() {
+            let command = MasterCommand::Configured { group, config, members };
+            self.propose_master(now, Waiter::Nobody, &command);
+        }
+    }
+}
+
+/// The newest configuration that a replica has taken part in.
+fn newest_config<S: Store>(group: &Group<S>) -> ConfigId {
+    let acceptor = group.replica.acceptor();
+    group.replica.configuration().id.max(acceptor.promised().config).max(acceptor.accepted().config)
+}
+
+/// The members that a leader is to bring about; none while there is nothing to do.
+fn wanted(plan: &GroupInfo, present: &Configuration) -> Vec<NodeId> {
+    match plan.config == present.id && plan.next != present.members {
+        true => plan.next.clone(),
+        false => Vec::new(),
+    }
+}

@@ -1,0 +1,82 @@
+//! An operator who never sits still: wants other members for a group now and then, by the shardmaster, and
+//! does not wait for the last wish to come true.
+
+use crate::plan::Fault;
+use crate::world::{Event, Phase, World};
+use node::core::{Hosting, Input};
+use paxos::{Configuration, GroupId, NodeId, Slot};
+use shardkv::map::SHARDMASTER_GROUP;
+use shardkv::request::{Request, RequestBody};
+use shardkv::types::Revision;
+
+/// The token of the operator's requests; no gateway has it, and nobody waits for the answer.
+pub const TOKEN: u64 = u64::MAX;
+
+impl World {
+    /// Wishes for something, and comes back later.
+    pub(crate) fn operator_acts(&mut self) {
+        let Some(most) = self.plan.changes_micros_max.filter(|_| self.phase == Phase::Faults) else { return };
+        let next = self.random.skewed(100_000, most);
+        self.schedule(next, Event::Operator);
+        let groups: Vec<GroupId> = self.plan.groups.iter().map(|(group, _)| *group).collect();
+        let Some(group) = self.random.pick(&groups).copied() else { return };
+        let members = self.members();
+        self.coverage.hit("members.wanted");
+        self.trace.line(self.now, format_args!("operator wants {members:?} in {group}"));
+        for node in self.plan.nodes.clone() {
+            let body = RequestBody::ChangeMembers { group, members: members.clone() };
+            let (known, patience_micros) = (Revision(0), 1_000_000);
+            let request = Request { id: 0, group: SHARDMASTER_GROUP, known, patience_micros, trace: None, body };
+            self.deliver(node, Input::Request { token: TOKEN, request });
+        }
+    }
+
+    /// One, three or five of the nodes; the one that may rot is never alone.
+    fn members(&mut self) -> Vec<NodeId> {
+        let mut nodes = self.plan.nodes.clone();
+        let size = *self.random.pick(&[1, 3, 3, 3, 5]).unwrap_or(&3);
+        while nodes.len() > size {
+            let out = self.random.below(nodes.len() as u64);
+            nodes.remove(usize::try_from(out).unwrap_or_default());
+        }
+        if self.may(Fault::Rot) && nodes[..] == [self.plan.rotting] {
+            nodes = self.plan.nodes.iter().copied().filter(|node| *node != self.plan.rotting).take(1).collect();
+        }
+        nodes
+    }
+
+    /// A replica is opened or deleted on a node.
+    pub(crate) fn place(&mut self, node: NodeId, hosting: Hosting) -> Result<(), String> {
+        self.trace.line(self.now, format_args!("{node} {hosting:?}"));
+        let failed = |error: shardkv::StoreError| format!("{node}: {error}");
+        let Some(process) = self.sites.get_mut(&node).and_then(|site| site.process.as_mut()) else { return Ok(()) };
+        match hosting {
+            Hosting::Open { group, floor } => {
+                process.machines.open_empty(group).map_err(failed)?;
+                let Some(machine) = process.machines.machine(group) else { return Ok(()) };
+                let record = paxos::Record::Opened(floor);
+                let recovered = paxos::recover(std::iter::once(&record), Slot(0), Slot(0), Default::default());
+                let recovered = recovered.map_err(|gap| format!("{node}, {group}: {gap}"))?;
+                let (configuration, applied) = (Configuration::default(), Slot(0));
+                process.opened.push(node::core::Hosted { group, configuration, recovered, applied, machine });
+                self.invariants.opened(node, group);
+                self.coverage.hit("members.opened");
+            }
+            Hosting::Close { group } => {
+                process.machines.close(group).map_err(failed)?;
+                process.mailbox.push_back(Input::Closed(group));
+                self.coverage.hit("members.closed");
+            }
+        }
+        self.wake(node);
+        Ok(())
+    }
+
+    /// The newest configuration of a group that any process knows.
+    pub(crate) fn newest_configuration(&self, group: GroupId) -> Configuration {
+        let first = self.plan.groups.iter().find(|(id, _)| *id == group).map(|(_, replicas)| replicas.clone());
+        let known = self.sites.values().filter_map(|site| site.process.as_ref()?.core.replica(group));
+        let known = known.map(|replica| replica.configuration().clone());
+        known.chain(first.map(Configuration::first)).max_by_key(|it| it.id).unwrap_or_default()
+    }
+}
