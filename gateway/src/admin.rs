@@ -9,7 +9,8 @@
 //! - [`ReportService`] serves `cloudpaxos.admin.NodeReports` on a node's peer port, and [`Reports`]
 //!   asks for them from elsewhere, over one connection per node.
 //!
-//! Invariant: nothing here changes anything, and nothing here is on the way of a read or a write.
+//! Invariants: nothing here is on the way of a read or a write; what changes anything is a command in the
+//! shardmaster's log, never done here.
 
 mod assemble;
 mod reports;
@@ -17,10 +18,14 @@ mod reports;
 pub use assemble::{Answers, assemble};
 pub use reports::{ReportService, ReportSource, Reports};
 
+use crate::call::Call;
 use futures_util::future::join_all;
-use paxos::GroupId;
+use paxos::{GroupId, NodeId};
 use proto::admin::admin_server::{Admin, AdminServer};
-use proto::admin::{NodeReport, Shard, ShardsListRequest, ShardsListResponse, StatusRequest, StatusResponse};
+use proto::admin::{
+    ChangeMembersRequest, ChangeMembersResponse, DrainNodeRequest, DrainNodeResponse, NodeReport, RemoveNodeRequest,
+    RemoveNodeResponse, Shard, ShardsListRequest, ShardsListResponse, StatusRequest, StatusResponse,
+};
 use shardkv::map::{NodeInfo, ShardInfo, ShardMap};
 use shardkv::types::Revision;
 use std::sync::Arc;
@@ -52,6 +57,9 @@ impl From<AdminError> for Status {
 pub trait AdminSource: Send + Sync + 'static {
     /// The newest shard map that can be had.
     async fn map(&self) -> Result<Arc<ShardMap>, AdminError>;
+
+    /// Has the shardmaster log what is wanted: one of the calls that ask it for that.
+    async fn log(&self, call: Call) -> Result<(), Status>;
 
     /// The largest revision that this gateway knows.
     fn known_revision(&self) -> Revision;
@@ -114,6 +122,27 @@ fn belongs(map: &ShardMap, node: &NodeInfo, report: NodeReport) -> Result<NodeRe
 impl Admin for AdminService {
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         Ok(Response::new(assemble(self.answers().await?)))
+    }
+
+    async fn change_members(
+        &self,
+        request: Request<ChangeMembersRequest>,
+    ) -> Result<Response<ChangeMembersResponse>, Status> {
+        let ChangeMembersRequest { group, members } = request.into_inner();
+        let members = members.into_iter().map(NodeId).collect();
+        self.source.log(Call::ChangeMembers { group: GroupId(group), members }).await?;
+        Ok(Response::new(ChangeMembersResponse {}))
+    }
+
+    async fn drain_node(&self, request: Request<DrainNodeRequest>) -> Result<Response<DrainNodeResponse>, Status> {
+        let DrainNodeRequest { node, drain } = request.into_inner();
+        self.source.log(Call::DrainNode { node: NodeId(node), drain }).await?;
+        Ok(Response::new(DrainNodeResponse {}))
+    }
+
+    async fn remove_node(&self, request: Request<RemoveNodeRequest>) -> Result<Response<RemoveNodeResponse>, Status> {
+        self.source.log(Call::RemoveNode { node: NodeId(request.into_inner().node) }).await?;
+        Ok(Response::new(RemoveNodeResponse {}))
     }
 
     async fn shards_list(&self, _: Request<ShardsListRequest>) -> Result<Response<ShardsListResponse>, Status> {

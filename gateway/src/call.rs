@@ -1,9 +1,9 @@
 //! What goes into the gateway's machine and what comes out of it.
 
-use paxos::{NodeId, Time};
+use paxos::{GroupId, NodeId, Time};
 use shardkv::map::ShardMap;
 use shardkv::ops::{Op, OpResult};
-use shardkv::request::{OpError, Reply, Request, TraceContext};
+use shardkv::request::{OpError, Reply, Request, RequestBody, TraceContext};
 use shardkv::types::Revision;
 use std::sync::Arc;
 
@@ -25,10 +25,57 @@ pub enum Call {
         /// with some lag (so that resumed watches find what they need); the answer does not wait for it.
         physical: bool,
     },
+    /// The shardmaster is to see to it that a group gets these members.
+    ChangeMembers {
+        /// Which group.
+        group: GroupId,
+        /// The nodes that are to hold its replicas.
+        members: Vec<NodeId>,
+    },
+    /// A new node asks the shardmaster for its id; asked again with the same incarnation, it is given the same.
+    AddNode {
+        /// The id of the cluster that it wants to join.
+        cluster: u64,
+        /// The operator's name for it.
+        name: String,
+        /// The random number of its data directory.
+        incarnation: u64,
+        /// `host:port` of its peer port.
+        peer_address: String,
+        /// Whether it may hold replicas of the shardmaster's group, and of data groups.
+        keeps: (bool, bool),
+    },
+    /// The shardmaster is to empty a node of replicas, or to use it again.
+    DrainNode {
+        /// Which.
+        node: NodeId,
+        /// Whether it is to be emptied.
+        drain: bool,
+    },
+    /// The shardmaster is to forget a node that holds nothing.
+    RemoveNode {
+        /// Which.
+        node: NodeId,
+    },
     /// The newest shard map, asked of the shardmaster after the call arrived.
     Map,
     /// What the gateway knows itself; answered at once.
     Status,
+}
+
+impl Call {
+    /// What it asks of the shardmaster's log alone, if that is all.
+    pub(crate) fn master_request(&self) -> Option<RequestBody> {
+        Some(match self.clone() {
+            Call::ChangeMembers { group, members } => RequestBody::ChangeMembers { group, members },
+            Call::AddNode { cluster, name, incarnation, peer_address, keeps } => {
+                RequestBody::AddNode { cluster, name, incarnation, peer_address, keeps }
+            }
+            Call::DrainNode { node, drain } => RequestBody::DrainNode { node, drain },
+            Call::RemoveNode { node } => RequestBody::RemoveNode { node },
+            Call::Op { .. } | Call::Compact { .. } | Call::Map | Call::Status => return None,
+        })
+    }
 }
 
 /// What a call answers.
@@ -47,6 +94,10 @@ pub enum AnswerBody {
     Op(OpResult),
     /// Of [`Call::Compact`].
     Compacted,
+    /// Of [`Call::ChangeMembers`], [`Call::DrainNode`] and [`Call::RemoveNode`]: it is logged, and will be done.
+    Noted,
+    /// Of [`Call::AddNode`]: the node's id.
+    Node(NodeId),
     /// Of [`Call::Map`].
     Map(Arc<ShardMap>),
     /// Of [`Call::Status`].

@@ -93,7 +93,9 @@ impl Gateway {
         let bytes = size_of::<Pending>()
             + match &call {
                 Call::Op { op, .. } => op_bytes(op),
-                Call::Compact { .. } | Call::Map | Call::Status => 0,
+                Call::ChangeMembers { members, .. } => members.len() * size_of::<NodeId>(),
+                Call::AddNode { name, peer_address, .. } => name.len() + peer_address.len(),
+                _ => 0,
             };
         let config = &self.core.config;
         if self.calls.len() >= config.calls_max || self.core.bytes + bytes > config.bytes_max {

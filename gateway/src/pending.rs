@@ -116,7 +116,7 @@ impl Pending {
     fn route(&self) -> Route {
         match &self.call {
             Call::Op { op, serializable: true } if op.is_read_only() => Route::AnyReplica,
-            Call::Op { .. } | Call::Compact { .. } | Call::Map | Call::Status => Route::Leader,
+            _ => Route::Leader,
         }
     }
 
@@ -130,7 +130,8 @@ impl Pending {
 
     /// Whether the call may have been carried out, or may still be.
     fn maybe_done(&self) -> bool {
-        let changes = self.is_write() || matches!(self.call, Call::Compact { .. });
+        let logs = matches!(self.call, Call::Compact { .. }) || self.call.master_request().is_some();
+        let changes = self.is_write() || logs;
         changes && (self.logged || self.unresolved > 0 || self.parts.iter().any(|part| part.current.is_some()))
     }
 
@@ -184,6 +185,7 @@ impl Pending {
             Call::Op { op, .. } => cx.core.router.shares(op),
             Call::Compact { .. } => Some(compaction_shares(self.logged, cx.core)),
             Call::Map | Call::Status => Some(Vec::new()),
+            _ => Some(compaction_shares(false, cx.core)),
         };
         let Some(shares) = shares.filter(|shares| !shares.is_empty()) else { return self.unavailable() };
         if let Some(next) = self.check_plan(&shares, cx) {
@@ -315,7 +317,7 @@ impl Pending {
         }
         let shares = match &self.call {
             Call::Op { op, .. } => cx.core.router.shares(op),
-            Call::Compact { .. } | Call::Map | Call::Status => None,
+            _ => None,
         };
         if shares.is_some_and(|shares| shares.iter().eq(self.parts.iter().map(|part| &part.share))) {
             self.map_version = cx.core.router.map_version();
@@ -329,7 +331,7 @@ impl Pending {
                 self.parts[index].rest();
                 self.finish_if_complete(index, Revision(0), RangeResult::default(), cx)
             }
-            Call::Compact { .. } | Call::Map | Call::Status => self.ask(index, cx),
+            _ => self.ask(index, cx),
         }
     }
 
@@ -363,7 +365,7 @@ impl Pending {
     fn op(&self) -> Option<&Op> {
         match &self.call {
             Call::Op { op, .. } => Some(op),
-            Call::Compact { .. } | Call::Map | Call::Status => None,
+            _ => None,
         }
     }
 

@@ -232,6 +232,7 @@ mod tests {
             name: format!("n{id}"),
             peer_address: String::new(),
             client_address: String::new(),
+            ..NodeInfo::default()
         };
         let map = ShardMap {
             version,

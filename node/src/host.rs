@@ -1,10 +1,10 @@
 //! The state machines of a node and what is done to them: applying, images, flushing, collecting.
 //! The runtime calls this on its apply thread, the simulator inline.
 
-use crate::core::{Applied, ApplyJob, EntryOutcome, Machine, SnapshotJob};
+use crate::core::{Applied, ApplyJob, EntryOutcome, Hosted as Replica, Machine, SnapshotJob};
 use crate::core::{SnapshotEvent, TRANSFER_PIECE_BYTES};
 use bytes::Bytes;
-use paxos::{Configuration, GroupId, Slot, SnapshotSink, SnapshotSource, StateMachine};
+use paxos::{Ballot, Configuration, GroupId, Recovered, Slot, SnapshotSink, SnapshotSource, StateMachine};
 use shardkv::map::SHARDMASTER_GROUP;
 use shardkv::store::{Store, StoreError};
 use shardkv::types::Revision;
@@ -93,17 +93,22 @@ impl<S: Store> Machines<S> {
         Ok(Machines { store, boot, sessions, groups: hosted, sources, sinks })
     }
 
-    /// Opens an empty state machine; rows that an earlier one has left are deleted first.
-    pub fn open_empty(&mut self, group: GroupId) -> Result<(), StoreError> {
+    /// Opens an empty state machine for a replica that promises nothing below `floor`; rows that an earlier
+    /// one has left are deleted first.
+    pub fn begin(&mut self, group: GroupId, floor: Ballot) -> Result<Option<Replica<S>>, StoreError> {
         self.delete_rows(group)?;
         let machine = open_one(&self.store, group, self.boot, self.sessions)?;
         self.groups.insert(group, machine);
-        Ok(())
+        let recovered = Recovered { promised: floor, first_kept: Slot(1), ..Recovered::default() };
+        let (configuration, applied) = (Configuration::default(), Slot(0));
+        Ok(self.machine(group).map(|machine| Replica { group, configuration, recovered, applied, machine }))
     }
 
-    /// Ends a state machine and deletes its rows.
+    /// Ends a state machine and deletes its rows. Whoever reads them still is told that they are gone.
     pub fn close(&mut self, group: GroupId) -> Result<(), StoreError> {
-        self.groups.remove(&group);
+        if let Some(Hosted::Data(group)) = self.groups.remove(&group) {
+            group.end();
+        }
         self.sinks.remove(&group);
         self.delete_rows(group)
     }
@@ -127,6 +132,11 @@ impl<S: Store> Machines<S> {
     /// The configuration of the last stop-sign that a group's state machine has applied.
     pub fn configuration(&self, group: GroupId) -> Option<Configuration> {
         self.groups.get(&group)?.configuration()
+    }
+
+    /// The groups whose state machines there are.
+    pub fn hosted(&self) -> impl Iterator<Item = GroupId> {
+        self.groups.keys().copied()
     }
 
     /// What the core reads of a group.

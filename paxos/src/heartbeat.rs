@@ -125,15 +125,27 @@ pub struct Heartbeats {
     /// Grants that ended with turning to another leader, or run from before the restart.
     frozen: BTreeMap<GroupId, (Ballot, Time)>,
     peers: BTreeMap<NodeId, Peer>,
+    /// Until when grants from before the start may run.
+    granted_before: Time,
 }
 
 impl Heartbeats {
     /// A node that starts now; its grants from before the start are assumed to run in full.
     pub fn new(me: NodeId, boot: u64, timing: Timing, peers: &[NodeId], now: Time) -> Heartbeats {
         let longest = timing.lease_micros.max(timing.granted_before_micros);
-        let fresh = Peer { granted_until: now.plus(longest), ..Peer::default() };
+        let granted_before = now.plus(longest);
+        let fresh = Peer { granted_until: granted_before, ..Peer::default() };
         let peers = peers.iter().filter(|peer| **peer != me).map(|peer| (*peer, fresh.clone())).collect();
-        Heartbeats { me, boot, timing, version: 0, own: BTreeMap::new(), frozen: BTreeMap::new(), peers }
+        Heartbeats {
+            me,
+            boot,
+            timing,
+            version: 0,
+            own: BTreeMap::new(),
+            frozen: BTreeMap::new(),
+            peers,
+            granted_before,
+        }
     }
 
     /// The durations in force.
@@ -158,6 +170,14 @@ impl Heartbeats {
         }
         self.version += 1;
         self.own.insert(group, (status, self.version));
+    }
+
+    /// Another node is there: it is pinged from now on. It may have a grant of ours from before our start.
+    pub fn add_peer(&mut self, node: NodeId) {
+        if node != self.me {
+            let granted_until = self.granted_before;
+            self.peers.entry(node).or_insert_with(|| Peer { granted_until, ..Peer::default() });
+        }
     }
 
     /// This node has no replica of a group any more. Others keep what they know: it says nothing new.

@@ -51,6 +51,13 @@ impl<S: Store> DataGroup<S> {
         Ok(group)
     }
 
+    /// The group's rows are about to be deleted: readers find no shards any more, and the collector, which is
+    /// waited for, nothing to do.
+    pub fn end(self) {
+        let _no_step = self.shared.collecting();
+        self.shared.publish_none();
+    }
+
     /// A handle for reads from other threads.
     pub fn reader(&self) -> Reader<S> {
         Reader { shared: Arc::clone(&self.shared) }

@@ -44,7 +44,7 @@ impl GroupInfo {
 }
 
 /// A node as the cluster knows it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeInfo {
     /// The node.
     pub id: NodeId,
@@ -54,6 +54,21 @@ pub struct NodeInfo {
     pub peer_address: String,
     /// `host:port` that clients use; empty where it serves no clients.
     pub client_address: String,
+    /// It is to hold no replicas any more.
+    pub draining: bool,
+    /// Whether it may hold replicas of the shardmaster's group, and of data groups.
+    pub keeps_metadata: bool,
+    /// See above.
+    pub keeps_data: bool,
+}
+
+impl NodeInfo {
+    /// Whether both say the same of how the node is reached.
+    pub fn is_reached_as(&self, other: &NodeInfo) -> bool {
+        let reached =
+            |node: &NodeInfo| (node.id, node.name.clone(), node.peer_address.clone(), node.client_address.clone());
+        reached(self) == reached(other)
+    }
 }
 
 /// All shards, groups and nodes at one version. Shards are sorted by start, tile the keyspace

@@ -99,6 +99,32 @@ pub enum RequestBody {
         /// The nodes that are to vote in it; its present ones call a change off.
         members: Vec<NodeId>,
     },
+    /// To the shardmaster group: a new node asks for its id ([`ReplyBody::Node`]). Asked again with the same
+    /// incarnation, it is given the same.
+    AddNode {
+        /// The id of the cluster that it wants to join.
+        cluster: u64,
+        /// The operator's name for it.
+        name: String,
+        /// The random number of its data directory.
+        incarnation: u64,
+        /// `host:port` of its peer port.
+        peer_address: String,
+        /// Whether it may hold replicas of the shardmaster's group, and of data groups.
+        keeps: (bool, bool),
+    },
+    /// To the shardmaster group: a node is to hold no replicas any more, or may again ([`ReplyBody::Logged`]).
+    DrainNode {
+        /// Which.
+        node: NodeId,
+        /// Whether it is to be emptied.
+        drain: bool,
+    },
+    /// To the shardmaster group: a node that holds nothing is to be forgotten ([`ReplyBody::Logged`]).
+    RemoveNode {
+        /// Which.
+        node: NodeId,
+    },
 }
 
 /// The freshness of a read.
@@ -149,6 +175,8 @@ pub enum ReplyBody {
     Failed(OpError),
     /// It was logged and applied: of [`RequestBody::Compact`], and of what is asked of the shardmaster.
     Logged,
+    /// Of [`RequestBody::AddNode`]: the node's id.
+    Node(NodeId),
     /// Of [`RequestBody::CurrentRevision`].
     Current {
         /// The newest number handed out.

@@ -170,6 +170,11 @@ impl<S: Store> Shared<S> {
         self.applied.store(state.meta.applied.0, Ordering::Release);
     }
 
+    /// Shows readers that there is nothing to be read here any more.
+    pub(crate) fn publish_none(&self) {
+        *self.published.write().unwrap_or_else(PoisonError::into_inner) = Arc::default();
+    }
+
     pub(crate) fn shards(&self) -> Arc<Shards> {
         Arc::clone(&self.published.read().unwrap_or_else(PoisonError::into_inner))
     }

@@ -8,10 +8,12 @@
 //! - No clock, no randomness, no I/O but the store that the state machine writes itself to.
 
 mod group;
+mod placement;
 mod sequencer;
 mod state;
 
 pub use group::MasterGroup;
+pub use placement::replacements;
 pub use sequencer::{Sequencer, WINDOW};
 pub use state::{MasterCommand, MasterOutcome, MasterState};
 

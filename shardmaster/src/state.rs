@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use shardkv::map::{NodeInfo, ShardMap};
 use shardkv::request::OpError;
 use shardkv::types::Revision;
+use std::collections::BTreeMap;
 
 /// Replicas of one group at most: more would make every write wait for more, and survive little more.
 const MEMBERS_MAX: usize = 7;
@@ -16,6 +17,31 @@ pub enum MasterCommand {
     Genesis(Box<ShardMap>),
     /// How a node of the map is reached now.
     Register(Box<NodeInfo>),
+    /// A new node joins, or asks again.
+    AddNode {
+        /// The id of the cluster that it wants to join.
+        cluster: u64,
+        /// The operator's name for it.
+        name: String,
+        /// The random number of its data directory.
+        incarnation: u64,
+        /// Where the others reach it.
+        peer_address: String,
+        /// Whether it may hold replicas of the shardmaster's group, and of data groups.
+        keeps: (bool, bool),
+    },
+    /// A node is to hold no replicas any more, or may again.
+    DrainNode {
+        /// Which.
+        node: NodeId,
+        /// Whether it is to be emptied.
+        drain: bool,
+    },
+    /// A node that holds nothing is forgotten. Its id is given to no other.
+    RemoveNode {
+        /// Which.
+        node: NodeId,
+    },
     /// A group is to have other members.
     ChangeMembers {
         /// Which.
@@ -50,6 +76,8 @@ pub enum MasterCommand {
 pub enum MasterOutcome {
     /// It was applied (or had been before).
     Applied,
+    /// The id of the node that has joined.
+    Node(NodeId),
     /// Refused with nothing done.
     Failed(OpError),
     /// A leader's no-op.
@@ -65,6 +93,10 @@ pub struct MasterState {
     pub map: ShardMap,
     /// Numbers up to here may have been handed out; a new leader starts above.
     pub reserved_up_to: Revision,
+    /// The highest node id that was ever given; none is given twice.
+    pub last_node: u64,
+    /// The data directories of nodes that have joined since genesis.
+    pub joined: BTreeMap<NodeId, u64>,
 }
 
 impl MasterState {
@@ -88,14 +120,33 @@ impl MasterState {
                 MasterOutcome::Applied
             }
             MasterCommand::Register(info) => match self.map.nodes.iter_mut().find(|node| node.id == info.id) {
-                Some(node) if *node == *info => MasterOutcome::Applied,
+                Some(node) if node.is_reached_as(&info) => MasterOutcome::Applied,
                 Some(node) => {
-                    *node = *info;
+                    (node.peer_address, node.client_address) = (info.peer_address, info.client_address);
                     self.map.version += 1;
                     MasterOutcome::Applied
                 }
                 None => MasterOutcome::Failed(OpError::Malformed(format!("{} is no node of the map", info.id))),
             },
+            MasterCommand::AddNode { cluster, .. } if cluster != self.map.cluster_id => refused(format!(
+                "this is cluster {:016x}, the new node wants to join {cluster:016x}: give it the --initial-cluster, \
+                 --cluster-token, --data-groups and --shard-boundaries that this cluster was formed with",
+                self.map.cluster_id
+            )),
+            MasterCommand::AddNode { name, incarnation, peer_address, keeps, .. } => {
+                let (keeps_metadata, keeps_data) = keeps;
+                let info = NodeInfo { name, peer_address, keeps_metadata, keeps_data, ..NodeInfo::default() };
+                self.add_node(incarnation, info)
+            }
+            MasterCommand::DrainNode { node, drain } => {
+                let Some(info) = self.map.nodes.iter_mut().find(|info| info.id == node) else {
+                    return refused(format!("{node} is no node of the map"));
+                };
+                self.map.version += u64::from(info.draining != drain);
+                info.draining = drain;
+                MasterOutcome::Applied
+            }
+            MasterCommand::RemoveNode { node } => self.remove_node(node),
             MasterCommand::ChangeMembers { group, members } => self.change_members(group, members),
             MasterCommand::Configured { group, config, members } => self.configured(group, config, members),
             MasterCommand::Reserve { up_to } => {
@@ -111,6 +162,39 @@ impl MasterState {
                 MasterOutcome::Applied
             }
         }
+    }
+
+    fn add_node(&mut self, incarnation: u64, info: NodeInfo) -> MasterOutcome {
+        if let Some((node, _)) = self.joined.iter().find(|(_, known)| **known == incarnation) {
+            return MasterOutcome::Node(*node);
+        }
+        if self.map.nodes.iter().any(|node| node.name == info.name) {
+            return refused(format!(
+                "there is a node called {} already, with another data directory: start it with its own one, or give \
+                 the new node another name, and drain and remove the old one",
+                info.name
+            ));
+        }
+        let last = self.map.nodes.iter().map(|node| node.id.0).max().unwrap_or(0);
+        self.last_node = self.last_node.max(last) + 1;
+        let id = NodeId(self.last_node);
+        self.joined.insert(id, incarnation);
+        self.map.nodes.push(NodeInfo { id, ..info });
+        self.map.version += 1;
+        MasterOutcome::Node(id)
+    }
+
+    fn remove_node(&mut self, node: NodeId) -> MasterOutcome {
+        if let Some(group) = self.map.all_groups().find(|group| group.involves(node)) {
+            return refused(format!("{node} holds a replica of {}: drain it first", group.id));
+        }
+        let before = self.map.nodes.len();
+        let last = self.map.nodes.iter().map(|known| known.id.0).max().unwrap_or(0);
+        self.last_node = self.last_node.max(last);
+        self.map.nodes.retain(|known| known.id != node);
+        self.joined.remove(&node);
+        self.map.version += u64::from(self.map.nodes.len() != before);
+        MasterOutcome::Applied
     }
 
     fn change_members(&mut self, id: GroupId, mut members: Vec<NodeId>) -> MasterOutcome {

@@ -76,6 +76,7 @@ pub async fn restore(
         token: config.cluster_token.as_deref(),
         genesis: Some(&genesis),
         lease_ms: config.timing.lease_ms(),
+        joins: false,
     };
     let identity = restoring.finish(claim)?;
     Ok(Restored { identity, floor, keys, already: false })

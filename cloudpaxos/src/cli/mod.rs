@@ -4,8 +4,10 @@ mod backup;
 mod certs;
 pub mod client;
 mod cluster;
+mod groups;
 mod health;
 mod kv;
+mod nodes;
 mod output;
 mod txn;
 
@@ -85,6 +87,12 @@ Examples:
     /// Show where the keys are.
     #[command(subcommand)]
     Shards(ShardsCommand),
+    /// Show replica groups, and change which nodes hold them.
+    #[command(subcommand)]
+    Groups(groups::GroupsCommand),
+    /// Show the nodes, empty one, forget one.
+    #[command(subcommand)]
+    Nodes(nodes::NodesCommand),
     /// Back up a cluster's keys.
     #[command(subcommand)]
     Backup(backup::BackupCommand),
@@ -196,6 +204,8 @@ pub fn dispatch(cli: Cli, matches: &ArgMatches) -> Result<(), Failure> {
         Command::Kv(command) => block_on(kv::run(command)),
         Command::Status(options) => block_on(cluster::status(options)),
         Command::Shards(ShardsCommand::List(options)) => block_on(cluster::shards(options)),
+        Command::Groups(command) => block_on(groups::run(command)),
+        Command::Nodes(command) => block_on(nodes::run(command)),
         Command::Backup(command) => block_on(backup::run(command)),
         Command::Restore(options) => {
             let (command, matches) = typed("restore", matches)?;

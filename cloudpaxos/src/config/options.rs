@@ -33,6 +33,11 @@ pub struct StartOptions {
     /// address: that node keeps only this kind of replica.
     #[arg(long, value_name = "NAME=HOST:PORT,…", env = "CLOUDPAXOS_INITIAL_CLUSTER", hide_env_values = true)]
     pub initial_cluster: Option<String>,
+    /// Join the cluster that --initial-cluster describes, without being in that list: the node is given an id,
+    /// and replicas as the operator or the balancer wishes. Needs --advertise-peer. Ignored later.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(env = "CLOUDPAXOS_JOIN", hide_env_values = true)]
+    pub join: Option<String>,
     /// Tells clusters apart; nodes with another token are refused [default: cloudpaxos].
     #[arg(long, value_name = "TEXT", env = "CLOUDPAXOS_CLUSTER_TOKEN", hide_env_values = true)]
     pub cluster_token: Option<String>,
@@ -59,6 +64,10 @@ pub struct StartOptions {
     /// How long an acknowledged heartbeat lets a leader serve reads, milliseconds [default: 800].
     #[arg(long, value_name = "MS", env = "CLOUDPAXOS_LEASE_MS", hide_env_values = true)]
     pub lease_ms: Option<String>,
+    /// A node that is silent for so long, in seconds, is dead: its replicas move to other nodes where there are
+    /// any; 0 for never [default: 600].
+    #[arg(long, value_name = "SECONDS", env = "CLOUDPAXOS_DEAD_AFTER_SECONDS", hide_env_values = true)]
+    pub dead_after_seconds: Option<String>,
     /// Where to serve /metrics, /livez and /readyz alone; the client port has them, too [default: nowhere].
     #[arg(long, value_name = "HOST:PORT", env = "CLOUDPAXOS_LISTEN_METRICS", hide_env_values = true)]
     pub listen_metrics: Option<String>,

@@ -40,6 +40,8 @@ pub struct StartConfig {
     pub security: Security,
     /// The cluster to form on an empty directory, and whom a gateway without replicas asks.
     pub genesis: Option<Genesis>,
+    /// This node is none of those that form the cluster: it joins.
+    pub join: bool,
     /// The token, if one was given: a directory with another one is refused.
     pub cluster_token: Option<String>,
     /// What the process does.
@@ -99,6 +101,8 @@ pub struct Timing {
     pub election_timeout: Duration,
     /// How long an acknowledged heartbeat lets a leader serve.
     pub lease: Duration,
+    /// A node that is silent for so long is dead, and its replicas move to others; zero for never.
+    pub dead_after: Duration,
 }
 
 impl Timing {
@@ -114,6 +118,7 @@ impl Default for Timing {
             heartbeat: Duration::from_millis(100),
             election_timeout: Duration::from_millis(600),
             lease: Duration::from_millis(800),
+            dead_after: Duration::from_secs(600),
         }
     }
 }
@@ -169,7 +174,9 @@ impl StartConfig {
         let setting = layers.get("roles", "shardmaster,shardkv,gateway");
         let roles = Roles::parse(&setting.list()).map_err(|problem| setting.bad(problem))?;
         let genesis = genesis(layers)?;
-        check_membership(layers, &name, &roles, genesis.as_ref())?;
+        let join = layers.get("join", "false");
+        let join = value::switch(join.text()?).map_err(|problem| join.bad(problem))?;
+        check_membership(layers, &name, &roles, genesis.as_ref(), join)?;
         let member = genesis.as_ref().and_then(|genesis| genesis.member(&name));
         let (listen_client, advertise_client) = if roles.has(Role::Gateway) {
             let (listen, advertise) = addresses(layers, Port::Client, None)?;
@@ -207,6 +214,7 @@ impl StartConfig {
             listen_metrics: metrics_address(layers)?,
             security: Security::resolve(layers)?,
             genesis,
+            join,
             roles,
         })
     }
@@ -290,6 +298,7 @@ fn check_membership(
     name: &NodeName,
     roles: &Roles,
     genesis: Option<&Genesis>,
+    join: bool,
 ) -> Result<(), ConfigError> {
     let Some(genesis) = genesis else {
         let why = "a gateway without replicas must be told where the nodes are";
@@ -299,10 +308,20 @@ fn check_membership(
     let list = layers.get("initial-cluster", "");
     match (genesis.member(name), roles.hosts_replicas()) {
         (None, false) => Ok(()),
-        (None, true) => {
-            Err(list
-                .bad(format!("does not name this node, {name}; add {name}=HOST:PORT on every node, or correct --name")))
-        }
+        (None, true) if join => match layers.find("advertise-peer") {
+            Some(_) => Ok(()),
+            None => Err(ConfigError::Missing {
+                key: "advertise-peer",
+                why: "the other nodes must be told where a node that joins is reached",
+            }),
+        },
+        (Some(_), true) if join => Err(list.bad(format!(
+            "names {name}, which is to --join: a node that joins is none of those that form the cluster; correct --name"
+        ))),
+        (None, true) => Err(list.bad(format!(
+            "does not name this node, {name}; add {name}=HOST:PORT on every node of a new cluster, --join one that \
+             exists, or correct --name"
+        ))),
         (Some(_), false) => Err(list.bad(format!(
             "names {name}, which keeps no replicas with --roles {roles}; take it out of the list on every node"
         ))),
@@ -402,7 +421,16 @@ fn timing(layers: &Layers) -> Result<Timing, ConfigError> {
             return Err(layers.get(key, "").bad(problem));
         }
     }
-    Ok(Timing { heartbeat, election_timeout, lease })
+    let setting = layers.get("dead-after-seconds", "600");
+    let seconds = value::number(setting.text()?, 0..=31_536_000).map_err(|problem| setting.bad(problem))?;
+    let dead_after = Duration::from_secs(seconds);
+    if seconds > 0 && dead_after < 10 * election_timeout {
+        return Err(setting.bad(format!(
+            "{seconds} s is less than ten election timeouts; replicas would move at every restart: raise it, or write 0 \
+             for never"
+        )));
+    }
+    Ok(Timing { heartbeat, election_timeout, lease, dead_after })
 }
 
 pub(super) fn log(layers: &Layers) -> Result<LogConfig, ConfigError> {

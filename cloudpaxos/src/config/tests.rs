@@ -57,7 +57,10 @@ fn defaults_are_those_of_the_documentation() {
     assert_eq!(config.roles, Roles::all());
     assert_eq!(config.read_mode, ReadMode::Lease);
     let ms = Duration::from_millis;
-    assert_eq!(config.timing, Timing { heartbeat: ms(100), election_timeout: ms(600), lease: ms(800) });
+    assert_eq!(
+        config.timing,
+        Timing { heartbeat: ms(100), election_timeout: ms(600), lease: ms(800), dead_after: ms(600_000) }
+    );
     assert_eq!((config.limits.request_bytes_max, config.limits.txn_operations_max), (1_572_864, 128));
     assert_eq!((config.log.filter.as_str(), config.log.format), ("info", LogFormat::Text));
     let genesis = config.genesis.expect("a cluster was described");
@@ -100,7 +103,10 @@ fn flags_win_over_the_file_and_the_file_over_defaults() {
     let config = config.expect("it stands");
     assert_eq!(config.data_dir, Some(PathBuf::from("/flag")));
     let ms = Duration::from_millis;
-    assert_eq!(config.timing, Timing { heartbeat: ms(50), election_timeout: ms(600), lease: ms(1000) });
+    assert_eq!(
+        config.timing,
+        Timing { heartbeat: ms(50), election_timeout: ms(600), lease: ms(1000), dead_after: ms(600_000) }
+    );
     assert_eq!(config.listen_client, None, "no gateway role, no client port");
 }
 

@@ -70,6 +70,8 @@ pub struct Claim<'a> {
     pub genesis: Option<&'a Genesis>,
     /// The leases, in milliseconds, that the node will grant.
     pub lease_ms: u64,
+    /// It may be none of those that form the cluster: its id is given to it by [`assign`].
+    pub joins: bool,
 }
 
 /// A directory that is this node's and nobody else's while the value lives.
@@ -179,6 +181,15 @@ fn write(path: &Path, identity: &Identity) -> Result<(), IdentityError> {
     }
 }
 
+/// The id of a node that joins, until it has one.
+pub const UNASSIGNED: NodeId = NodeId(0);
+
+/// The cluster has given the node its id: from now on it is this one, for life.
+pub fn assign(path: &Path, identity: &mut Identity, node_id: NodeId) -> Result<(), IdentityError> {
+    identity.node_id = node_id;
+    write(path, identity)
+}
+
 /// Remembers that the node's log is there. Before the node says a word: a promise that only a lost log
 /// held must not be forgotten.
 pub fn mark_formed(path: &Path, identity: &Identity) -> Result<(), IdentityError> {
@@ -191,12 +202,14 @@ pub fn mark_formed(path: &Path, identity: &Identity) -> Result<(), IdentityError
 /// The first identity of an empty directory.
 fn bootstrap(path: &Path, claim: Claim<'_>) -> Result<Identity, IdentityError> {
     let Some(genesis) = claim.genesis else { return Err(IdentityError::NothingToForm { path: path.to_owned() }) };
-    let Some(member) = genesis.member(claim.name) else {
-        return Err(IdentityError::NotAMember { name: claim.name.to_string() });
+    let node_id = match genesis.member(claim.name) {
+        Some(member) => member.id,
+        None if claim.joins => UNASSIGNED,
+        None => return Err(IdentityError::NotAMember { name: claim.name.to_string() }),
     };
     Ok(Identity {
         cluster_id: genesis.cluster_id(),
-        node_id: member.id,
+        node_id,
         name: claim.name.clone(),
         incarnation: rand::random::<u64>().max(1),
         boot: 1,

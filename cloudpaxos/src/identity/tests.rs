@@ -27,12 +27,12 @@ fn genesis(token: &str) -> Genesis {
 /// Opens `path` as this node, as a first start would.
 fn open_as(path: &Path, node: &str) -> Result<DataDir, IdentityError> {
     let (name, genesis) = (name(node), genesis("t"));
-    open(path, Claim { name: &name, token: Some("t"), genesis: Some(&genesis), lease_ms: 800 })
+    open(path, Claim { name: &name, token: Some("t"), genesis: Some(&genesis), lease_ms: 800, joins: false })
 }
 
 /// Opens `path` as a later start would, with nothing but a name.
 fn open_again(path: &Path) -> Result<DataDir, IdentityError> {
-    open(path, Claim { name: &name("n2"), token: None, genesis: None, lease_ms: 300 })
+    open(path, Claim { name: &name("n2"), token: None, genesis: None, lease_ms: 300, joins: false })
 }
 
 fn directory() -> tempfile::TempDir {
@@ -83,7 +83,10 @@ fn another_nodes_or_clusters_directory_is_refused_and_left_alone() {
     let error = open_as(base.path(), "n1").expect_err("it is n2's");
     assert!(matches!(error, IdentityError::OtherNode { .. }), "{error}");
     let (n2, other) = (name("n2"), genesis("other"));
-    let error = open(base.path(), Claim { name: &n2, token: Some("other"), genesis: Some(&other), lease_ms: 800 });
+    let error = open(
+        base.path(),
+        Claim { name: &n2, token: Some("other"), genesis: Some(&other), lease_ms: 800, joins: false },
+    );
     let error = error.expect_err("it is another cluster's");
     assert!(matches!(error, IdentityError::OtherCluster { .. }), "{error}");
     assert_eq!(fs::read(base.path().join(file::NAME)).expect("a file"), before, "refused starts are not counted");
@@ -96,8 +99,9 @@ fn a_changed_description_is_noted_and_ignored() {
     let (n2, mut changed) = (name("n2"), genesis("t"));
     changed.members.pop();
     changed.data_groups = 7;
-    let again = open(base.path(), Claim { name: &n2, token: None, genesis: Some(&changed), lease_ms: 800 })
-        .expect("still ours");
+    let again =
+        open(base.path(), Claim { name: &n2, token: None, genesis: Some(&changed), lease_ms: 800, joins: false })
+            .expect("still ours");
     assert_eq!(again.identity.genesis, born.genesis);
     assert_eq!(again.notes.len(), 2, "{:?}", again.notes);
     assert!(again.notes[0].contains("--initial-cluster") && again.notes[1].contains("--data-groups"));
@@ -247,7 +251,7 @@ fn a_directory_that_a_restore_left_half_full_starts_no_node_and_can_be_filled_ag
     let descent = Descent { backup: 9, incarnation: 2, floor: 1000 };
     let restored = Genesis { descent: Some(descent), ..genesis("t") };
     let name = NodeName::parse("n1").expect("a name");
-    let claim = Claim { name: &name, token: None, genesis: Some(&restored), lease_ms: 800 };
+    let claim = Claim { name: &name, token: None, genesis: Some(&restored), lease_ms: 800, joins: false };
     let begin = |genesis: &Genesis| begin_restore(&path, &name, genesis);
     let Ok(Found::Empty(cut_short)) = begin(&restored) else { panic!("it is empty") };
     assert!(matches!(begin(&restored), Err(IdentityError::InUse { .. })), "one restore at a time");

@@ -4,16 +4,20 @@ use crate::config::{Role, Roles};
 use crate::identity::Identity;
 use gateway::admin::{AdminError, AdminSource, REPORT_TIMEOUT, ReportSource, Reports};
 use gateway::driver::Handle;
-use gateway::{AnswerBody, Call};
+use gateway::{AnswerBody, Call, CallError};
 use node::core::{CoreStatus, GroupStatus};
 use node::runtime::NodeHandle;
 use proto::admin::{self, NodeReport, ReplicaReport, ReplicaState};
 use proto::dial::Dialer;
 use shardkv::map::{NodeInfo, ShardMap};
+use shardkv::request::OpError;
 use shardkv::types::Revision;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use tonic::Status;
 
+/// How long the shardmaster may take to log a change.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How old a report may be.
 const REPORT_PERIOD: Duration = Duration::from_millis(200);
 
@@ -111,11 +115,7 @@ pub(super) struct Source {
 }
 
 impl Source {
-    pub(super) fn new(
-        gateway: Handle,
-        own: Option<Arc<NodeReporter>>,
-        dialer: Arc<dyn Dialer>,
-    ) -> Source {
+    pub(super) fn new(gateway: Handle, own: Option<Arc<NodeReporter>>, dialer: Arc<dyn Dialer>) -> Source {
         Source { gateway, own, reports: Reports::new(dialer) }
     }
 }
@@ -126,10 +126,18 @@ impl AdminSource for Source {
         match self.gateway.call(Call::Map, REPORT_TIMEOUT).await {
             Ok(answer) => match answer.body {
                 AnswerBody::Map(map) => Ok(map),
-                AnswerBody::Op(_) | AnswerBody::Compacted | AnswerBody::Status(_) => Err(AdminError::NoMap),
+                _ => Err(AdminError::NoMap),
             },
             // The shardmaster is silent; what is known of it is worth showing all the same.
             Err(_) => self.gateway.map().ok_or(AdminError::NoMap),
+        }
+    }
+
+    async fn log(&self, call: Call) -> Result<(), Status> {
+        match self.gateway.call(call, CHANGE_TIMEOUT).await {
+            Ok(_) => Ok(()),
+            Err(CallError::Failed(OpError::Malformed(why))) => Err(Status::invalid_argument(why)),
+            Err(error) => Err(Status::unavailable(error.to_string())),
         }
     }
 

@@ -37,6 +37,8 @@ pub(super) struct Site {
     pub(super) peer_addresses: BTreeMap<NodeId, String>,
     pub(super) roles: Roles,
     pub(super) client_address: String,
+    /// Where the others reach it, if it is none of those that formed the cluster.
+    pub(super) peer_address: String,
     pub(super) read_mode: ReadMode,
     pub(super) timing: Timing,
     pub(super) limits: Limits,
@@ -74,8 +76,8 @@ impl Site {
             ..info.unwrap_or(NodeInfo {
                 id: me,
                 name: self.name.clone(),
-                peer_address: String::new(),
-                client_address: String::new(),
+                peer_address: self.peer_address.clone(),
+                ..NodeInfo::default()
             })
         };
         NodeConfig {
@@ -95,6 +97,7 @@ impl Site {
                     ReadMode::Lease => CoreReadMode::Lease,
                     ReadMode::Quorum => CoreReadMode::Quorum,
                 },
+                dead_after_micros: micros(self.timing.dead_after),
                 genesis: map::first_map(&self.genesis, &self.peer_addresses),
                 limits: CoreLimits {
                     inbox_bytes_max: size(self.limits.proposal_bytes_max),

@@ -29,7 +29,9 @@ pub(super) fn node_infos(genesis: &Genesis, addresses: &BTreeMap<NodeId, String>
         id: member.id,
         name: member.name.to_string(),
         peer_address: addresses.get(&member.id).cloned().unwrap_or_default(),
-        client_address: String::new(),
+        keeps_metadata: member.roles.has(Role::Shardmaster),
+        keeps_data: member.roles.has(Role::Shardkv),
+        ..NodeInfo::default()
     };
     genesis.members.iter().map(info).collect()
 }

@@ -7,6 +7,7 @@
 mod admin;
 mod clients;
 mod host;
+mod join;
 mod map;
 mod security;
 
@@ -71,9 +72,13 @@ pub fn start(config: StartConfig, traces: Option<&Traces>) -> Result<(), Failure
                 token: config.cluster_token.as_deref(),
                 genesis: config.genesis.as_ref(),
                 lease_ms: config.timing.lease_ms(),
+                joins: config.join,
             };
-            let directory = identity::open(path, claim)?;
+            let mut directory = identity::open(path, claim)?;
             directory.notes.iter().for_each(|note| tracing::warn!("{note}"));
+            if directory.identity.node_id == identity::UNASSIGNED {
+                join::join(&mut directory, config.advertise_peer.as_ref(), &config.roles, &secured)?;
+            }
             Some(directory)
         }
         _ => None,
@@ -87,6 +92,7 @@ pub fn start(config: StartConfig, traces: Option<&Traces>) -> Result<(), Failure
         genesis,
         roles: config.roles,
         client_address: config.advertise_client.map(|address| address.to_string()).unwrap_or_default(),
+        peer_address: config.advertise_peer.map(|address| address.to_string()).unwrap_or_default(),
         read_mode: config.read_mode,
         timing: config.timing,
         limits: config.limits,
@@ -125,6 +131,7 @@ pub fn dev(config: DevConfig) -> Result<(), Failure> {
             token: Some(&config.genesis.token),
             genesis: Some(&config.genesis),
             lease_ms: timing.lease_ms(),
+            joins: false,
         };
         let directory = identity::open(&path, claim)?;
         let site = Site {
@@ -133,6 +140,7 @@ pub fn dev(config: DevConfig) -> Result<(), Failure> {
             genesis: directory.identity.genesis.clone(),
             peer_addresses: addresses.clone(),
             roles: if client.is_some() { Roles::all() } else { member.roles.clone() },
+            peer_address: String::new(),
             client_address: if client.is_some() { client_port.to_string() } else { String::new() },
             read_mode: ReadMode::Lease,
             timing,

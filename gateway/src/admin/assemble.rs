@@ -5,7 +5,7 @@ use paxos::{GroupId, NodeId};
 use proto::admin::{Ballot, Group, Node, NodeReport, Replica, ReplicaReport, ReplicaState, Sequencer, StatusResponse};
 use shardkv::map::{GroupInfo, NodeInfo, SHARDMASTER_GROUP, ShardMap};
 use shardkv::types::Revision;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// The map, and what each of its nodes said.
@@ -40,7 +40,8 @@ impl Answers {
     }
 
     fn group(&self, info: &GroupInfo) -> Group {
-        let reports = info.replicas.iter().filter_map(|node| self.replica(info.id, *node));
+        let nodes: BTreeSet<NodeId> = info.replicas.iter().chain(&info.next).copied().collect();
+        let reports = nodes.iter().filter_map(|node| self.replica(info.id, *node));
         let decided = reports.map(|report| report.decided).max().unwrap_or_default();
         let replica = |node: &NodeId| {
             let report = self.replica(info.id, *node);
@@ -58,7 +59,10 @@ impl Answers {
             ballot: leader.map(|(_, ballot)| ballot),
             decided,
             shards: self.map.shards.iter().filter(|shard| shard.group == info.id).count() as u64,
-            replicas: info.replicas.iter().map(replica).collect(),
+            replicas: nodes.iter().map(replica).collect(),
+            config: info.config.0,
+            members: info.replicas.iter().map(|node| node.0).collect(),
+            next: info.next.iter().map(|node| node.0).collect(),
         }
     }
 
@@ -68,6 +72,7 @@ impl Answers {
             name: info.name.clone(),
             peer_address: info.peer_address.clone(),
             client_address: info.client_address.clone(),
+            draining: info.draining,
             ..Default::default()
         };
         match self.reports.get(&info.id) {

@@ -4,7 +4,7 @@ use paxos::NodeId;
 use proto::admin::admin_client::AdminClient;
 use proto::admin::{Ballot, ReplicaReport, ReplicaState, Sequencer};
 use proto::dial::PlainText;
-use shardkv::map::SHARDMASTER_GROUP;
+use shardkv::map::{GroupInfo, SHARDMASTER_GROUP};
 use shardkv::types::{Bounds, Epoch, ShardId};
 use std::collections::BTreeMap;
 use tokio::net::TcpListener;
@@ -21,6 +21,7 @@ fn map(addresses: &[String]) -> ShardMap {
         name: format!("n{}", id.0),
         peer_address: address.clone(),
         client_address: String::new(),
+        ..NodeInfo::default()
     };
     let shard = |id, start: &'static [u8], end: Option<&'static [u8]>| ShardInfo {
         id: ShardId(id),
@@ -119,6 +120,9 @@ struct Remote {
 impl AdminSource for Remote {
     async fn map(&self) -> Result<Arc<ShardMap>, AdminError> {
         if self.map.nodes.is_empty() { Err(AdminError::NoMap) } else { Ok(self.map.clone()) }
+    }
+    async fn log(&self, call: Call) -> Result<(), Status> {
+        Err(Status::not_found(format!("{call:?}")))
     }
     fn known_revision(&self) -> Revision {
         Revision(99)

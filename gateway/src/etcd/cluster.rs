@@ -43,7 +43,7 @@ impl cluster_server::Cluster for Cluster {
             Some(map) => map,
             None => match self.0.handle.call(Call::Map, budget).await?.body {
                 AnswerBody::Map(map) => map,
-                AnswerBody::Op(_) | AnswerBody::Compacted | AnswerBody::Status(_) => {
+                _ => {
                     return Err(Status::internal("cloudpaxos: an answer of another kind than its request"));
                 }
             },

@@ -47,7 +47,7 @@ impl Question<'_> {
             },
             Call::Compact { revision, .. } if self.logged => RequestBody::Compact { revision: *revision },
             Call::Compact { revision, .. } => RequestBody::LogCompaction { revision: *revision },
-            Call::Map | Call::Status => RequestBody::CurrentRevision,
+            call => call.master_request().unwrap_or(RequestBody::CurrentRevision),
         }
     }
 

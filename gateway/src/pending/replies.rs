@@ -22,8 +22,18 @@ impl Pending {
         }
         match body {
             ReplyBody::Done { revision, result } => self.on_done(index, is_current, from, revision, result, cx),
+            ReplyBody::Node(node) if matches!(self.call, Call::AddNode { .. }) => {
+                Next::Finish(Ok(Answer { revision: cx.core.known, body: AnswerBody::Node(node) }))
+            }
+            ReplyBody::Logged if self.call.master_request().is_some() => {
+                Next::Finish(Ok(Answer { revision: cx.core.known, body: AnswerBody::Noted }))
+            }
             ReplyBody::Logged => self.on_compacted(index, is_current, cx),
             ReplyBody::NotLeader { hint } => {
+                if hint.is_none() && group != SHARDMASTER_GROUP {
+                    // The group may have other members by now than the map says.
+                    cx.core.ask_map(None, cx.now, cx.out);
+                }
                 cx.core.router.not_leader(group, from, hint);
                 self.refused(index, is_current, cx)
             }
@@ -35,7 +45,9 @@ impl Pending {
             ReplyBody::Failed(error) if is_current => self.on_failed(index, error, cx),
             ReplyBody::Failed(_) => self.refused(index, is_current, cx),
             // The last two are not answers to what was asked: what that node did is unknown.
-            ReplyBody::Lost | ReplyBody::Current { .. } | ReplyBody::Map(_) => self.lost(index, is_current, cx),
+            ReplyBody::Lost | ReplyBody::Current { .. } | ReplyBody::Map(_) | ReplyBody::Node(_) => {
+                self.lost(index, is_current, cx)
+            }
         }
     }
 

@@ -64,7 +64,13 @@ pub(super) fn map(version: u64, shards: &[(&str, u64)]) -> ShardMap {
         shardmaster: GroupInfo::new(SHARDMASTER_GROUP, nodes.to_vec()),
         groups: groups.into_iter().map(|id| GroupInfo::new(GroupId(id), nodes.to_vec())).collect(),
         nodes: nodes
-            .map(|id| NodeInfo { id, name: id.to_string(), peer_address: String::new(), client_address: String::new() })
+            .map(|id| NodeInfo {
+                id,
+                name: id.to_string(),
+                peer_address: String::new(),
+                client_address: String::new(),
+                ..NodeInfo::default()
+            })
             .to_vec(),
     };
     assert_eq!(map.check(), Ok(()));

@@ -70,6 +70,7 @@ impl FakeCluster {
             name: "one".into(),
             peer_address: String::new(),
             client_address: "127.0.0.1:2".into(),
+            ..NodeInfo::default()
         };
         let map = ShardMap {
             version: 1,
@@ -112,6 +113,10 @@ impl FakeCluster {
                 ReplyBody::Map(is_newer.then(|| Box::new(self.map.clone())))
             }
             RequestBody::LogCompaction { revision } => self.log_compaction(revision),
+            RequestBody::ChangeMembers { .. }
+            | RequestBody::AddNode { .. }
+            | RequestBody::DrainNode { .. }
+            | RequestBody::RemoveNode { .. } => panic!("nobody changes the cluster here"),
             RequestBody::Compact { revision } => {
                 assert_eq!(self.apply(group, Command::Compact { revision }), Outcome::Compacted);
                 ReplyBody::Logged

@@ -22,6 +22,8 @@ use shardkv::store::Store;
 use shardmaster::MasterCommand;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// How often the shardmaster's leader looks whether replicas must move.
+const PLACE_MICROS: u64 = 1_000_000;
 /// A newcomer is close enough to vote when it lacks at most so many entries.
 const CLOSE_SLOTS: u64 = 64;
 
@@ -52,9 +54,23 @@ pub(super) struct Comings {
     closing: BTreeMap<GroupId, Option<u64>>,
     /// What replicas that have ended here had promised.
     pub(super) ended: BTreeMap<GroupId, Ballot>,
+    /// On the shardmaster's leader: since when nodes have not been reached.
+    unreached: BTreeMap<NodeId, Time>,
+    /// When replicas were last placed anew.
+    placed_at: Time,
 }
 
 impl<S: Store> Core<S> {
+    /// Nodes that have joined.
+    pub(super) fn meet_nodes(&mut self) {
+        for node in &self.map.nodes {
+            if !self.config.nodes.contains(&node.id) {
+                self.config.nodes.push(node.id);
+                self.beats.add_peer(node.id);
+            }
+        }
+    }
+
     /// Opens and closes replicas as the map says.
     pub(super) fn follow_placement(&mut self) {
         let (map, me) = (self.map.clone(), self.config.me);
@@ -170,10 +186,36 @@ impl<S: Store> Core<S> {
         }
     }
 
+    /// The shardmaster's leader moves replicas from nodes that are dead or being drained.
+    pub(super) fn place_replicas(&mut self, now: Time) {
+        if self.ready_lead(SHARDMASTER_GROUP).is_err() {
+            // Another one counts for itself.
+            self.comings.unreached.clear();
+            return;
+        }
+        let others = self.map.nodes.iter().map(|node| node.id).filter(|node| *node != self.config.me);
+        let unreached: BTreeSet<NodeId> = others.filter(|node| !self.beats.reaches(now, *node)).collect();
+        self.comings.unreached.retain(|node, _| unreached.contains(node));
+        for node in unreached {
+            self.comings.unreached.entry(node).or_insert(now);
+        }
+        if now.since(self.comings.placed_at) < PLACE_MICROS {
+            return;
+        }
+        self.comings.placed_at = now;
+        let after = self.config.dead_after_micros;
+        let dead = self.comings.unreached.iter().filter(|(_, since)| after > 0 && now.since(**since) >= after);
+        let dead = dead.map(|(node, _)| *node).collect();
+        for command in shardmaster::replacements(&self.map, &dead) {
+            tracing::info!(?command, "a replica moves from a node that is dead or being drained");
+            self.propose_master(now, Waiter::Nobody, &command);
+        }
+    }
+
     /// The shardmaster is told what is in force, until the map says so.
     fn tell_configuration(&mut self, now: Time, group: GroupId, configuration: Configuration) {
         let Configuration { id: config, members, .. } = configuration;
-        match self.leader_of(SHARDMASTER_GROUP).or_else(|| self.guess_sequencer()) {
+        match self.leader_of(SHARDMASTER_GROUP) {
             Some(leader) if leader == self.config.me => self.configured(now, group, config, members),
             Some(leader) => self.out.send.push((leader, NodeMessage::Configured { group, config, members })),
             None => {}

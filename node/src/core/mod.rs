@@ -124,6 +124,7 @@ impl<S: Store> Core<S> {
         for hosted in hosted {
             core.host(hosted);
         }
+        core.meet_nodes();
         core
     }
 
@@ -388,6 +389,7 @@ impl<S: Store> Core<S> {
     fn learn_map(&mut self, map: Arc<ShardMap>) {
         if map.version > self.map.version {
             self.map = map;
+            self.meet_nodes();
             self.follow_placement();
             self.busy.extend(self.groups.keys().copied());
         }
@@ -395,7 +397,9 @@ impl<S: Store> Core<S> {
 
     /// The node that leads a group, as far as this node knows.
     fn leader_of(&self, id: GroupId) -> Option<NodeId> {
-        let group = self.groups.get(&id)?;
+        // A replica that has no vote (yet, or any more) need not hear of every leader.
+        let member = |group: &&Group<S>| group.replica.configuration().contains(self.config.me);
+        let Some(group) = self.groups.get(&id).filter(member) else { return self.guess_leader(id) };
         let leader = group.replica.leader();
         (leader.node.0 != 0).then_some(leader.node)
     }

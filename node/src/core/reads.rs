@@ -57,11 +57,30 @@ impl<S: Store> Core<S> {
             }
             RequestBody::ChangeMembers { group, members } => {
                 let command = MasterCommand::ChangeMembers { group: *group, members: members.clone() };
-                match self.ready_lead(SHARDMASTER_GROUP) {
-                    Ok(_) => self.propose_master(now, waiter, &command),
-                    Err(refusal) => self.answer(waiter, refusal),
-                }
+                self.master_asked(now, waiter, &command);
             }
+            RequestBody::AddNode { cluster, name, incarnation, peer_address, keeps } => {
+                let (cluster, incarnation, keeps) = (*cluster, *incarnation, *keeps);
+                let (name, peer_address) = (name.clone(), peer_address.clone());
+                let command = MasterCommand::AddNode { cluster, name, incarnation, peer_address, keeps };
+                self.master_asked(now, waiter, &command);
+            }
+            RequestBody::DrainNode { node, drain } => {
+                let command = MasterCommand::DrainNode { node: *node, drain: *drain };
+                self.master_asked(now, waiter, &command);
+            }
+            RequestBody::RemoveNode { node } => {
+                let command = MasterCommand::RemoveNode { node: *node };
+                self.master_asked(now, waiter, &command);
+            }
+        }
+    }
+
+    /// A request that is a command of the shardmaster's log.
+    fn master_asked(&mut self, now: Time, waiter: Waiter, command: &MasterCommand) {
+        match self.ready_lead(SHARDMASTER_GROUP) {
+            Ok(_) => self.propose_master(now, waiter, command),
+            Err(refusal) => self.answer(waiter, refusal),
         }
     }
 

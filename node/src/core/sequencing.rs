@@ -4,7 +4,7 @@
 use super::lead::Waiter;
 use super::{Core, Machine, ReadMode};
 use crate::wire::{AskId, NodeMessage};
-use paxos::{NodeId, Time};
+use paxos::{GroupId, NodeId, Time};
 use shardkv::map::{NodeInfo, SHARDMASTER_GROUP};
 use shardkv::request::{OpError, Reply, ReplyBody};
 use shardkv::store::Store;
@@ -38,10 +38,10 @@ impl<S: Store> Core<S> {
         self.sequencer.as_ref().map(|term| term.sequencer.current())
     }
 
-    /// Where the sequencer may be, for a node that hosts no replica of the shardmaster.
-    pub(super) fn guess_sequencer(&self) -> Option<NodeId> {
+    /// Who may lead a group that this node has no replica of.
+    pub(super) fn guess_leader(&self, id: GroupId) -> Option<NodeId> {
         // Heartbeats carry the statuses of all groups, also of those that this node has no replica of.
-        let statuses = self.config.nodes.iter().filter_map(|node| self.beats.status_of(*node, SHARDMASTER_GROUP));
+        let statuses = self.config.nodes.iter().filter_map(|node| self.beats.status_of(*node, id));
         let leader = statuses.map(|status| status.leader).max()?;
         (leader.node.0 != 0).then_some(leader.node)
     }
@@ -207,7 +207,7 @@ impl<S: Store> Core<S> {
 
     /// A node says how it is reached.
     pub(super) fn register(&mut self, now: Time, info: NodeInfo) {
-        let news = self.map.nodes.iter().any(|node| node.id == info.id && *node != info);
+        let news = self.map.nodes.iter().any(|node| node.id == info.id && !node.is_reached_as(&info));
         if news && self.ready_lead(SHARDMASTER_GROUP).is_ok() {
             self.propose_master(now, Waiter::Nobody, &MasterCommand::Register(Box::new(info)));
         }

@@ -129,7 +129,7 @@ impl<S: Store> Core<S> {
     /// The term of a leader that serves, or what to answer instead.
     pub(super) fn ready_lead(&mut self, id: GroupId) -> Result<&mut Lead, ReplyBody> {
         let hint = self.leader_of(id).filter(|node| *node != self.config.me);
-        let group = self.groups.get_mut(&id).ok_or(ReplyBody::NotLeader { hint: None })?;
+        let group = self.groups.get_mut(&id).ok_or(ReplyBody::NotLeader { hint })?;
         match group.lead.as_mut() {
             Some(lead) if lead.ready && !lead.is_draining() => Ok(lead),
             Some(_) | None => Err(ReplyBody::NotLeader { hint }),
@@ -168,7 +168,7 @@ impl<S: Store> Core<S> {
 
     /// Asks the sequencer's node for revisions; without one the batch goes back in line.
     fn ask_sequencer(&mut self, now: Time, id: GroupId, batch: Vec<Pending>) -> bool {
-        let sequencer = self.leader_of(SHARDMASTER_GROUP).or_else(|| self.guess_sequencer());
+        let sequencer = self.leader_of(SHARDMASTER_GROUP);
         let me = self.config.me;
         let Some(lead) = self.groups.get_mut(&id).and_then(|group| group.lead.as_mut()) else { return false };
         let Some(node) = sequencer else {
@@ -335,6 +335,7 @@ fn reply_body(outcome: Outcome) -> ReplyBody {
 fn master_body(outcome: MasterOutcome) -> ReplyBody {
     match outcome {
         MasterOutcome::Applied | MasterOutcome::Nothing => ReplyBody::Logged,
+        MasterOutcome::Node(node) => ReplyBody::Node(node),
         MasterOutcome::Failed(error) => ReplyBody::Failed(error),
         MasterOutcome::Malformed(what) => ReplyBody::Failed(OpError::Malformed(what)),
     }

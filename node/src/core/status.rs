@@ -123,6 +123,11 @@ impl<S: Store> Core<S> {
         self.groups.get(&group).map(|group| &group.replica)
     }
 
+    /// The newest shard map known here.
+    pub fn map(&self) -> &ShardMap {
+        &self.map
+    }
+
     /// Whether this node holds the lease of a group, for the simulator's checkers.
     pub fn holds_lease(&self, now: Time, group: GroupId) -> bool {
         self.has_lease(now, group)

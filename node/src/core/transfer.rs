@@ -334,11 +334,18 @@ mod tests {
         let config = CoreConfig {
             me: NodeId(1),
             boot: 1,
-            info: NodeInfo { id: NodeId(1), name, peer_address: address.clone(), client_address: address },
+            info: NodeInfo {
+                id: NodeId(1),
+                name,
+                peer_address: address.clone(),
+                client_address: address,
+                ..NodeInfo::default()
+            },
             nodes: nodes.clone(),
             timing: Timing::default(),
             read_mode: ReadMode::Lease,
             genesis: ShardMap::default(),
+            dead_after_micros: 0,
             limits,
         };
         let (store, sessions) = (Arc::new(MemoryStore::new()), SessionLimits::default());

@@ -44,6 +44,8 @@ pub struct CoreConfig {
     pub read_mode: ReadMode,
     /// The map that the shardmaster's first leader proposes.
     pub genesis: ShardMap,
+    /// A node that was not reached for so long is dead, and its replicas move; 0 for never.
+    pub dead_after_micros: u64,
     /// Bounds.
     pub limits: Limits,
 }

@@ -2,7 +2,7 @@
 //! leadership to the sequencer's node, or away from a full disk.
 
 use super::lead::Waiter;
-use super::{Core, Machine};
+use super::{Core, Group, Machine};
 use crate::wire::NodeMessage;
 use paxos::{GroupId, NodeId, Time, Wire};
 use shardkv::command::Command;
@@ -34,6 +34,7 @@ impl<S: Store> Core<S> {
         }
         self.tick_transfers(now);
         self.follow_placement();
+        self.place_replicas(now);
         self.ask_for_map();
         self.tell_address(now);
     }
@@ -41,11 +42,11 @@ impl<S: Store> Core<S> {
     /// Where the map says something else about this node, the shardmaster's leader is told.
     fn tell_address(&mut self, now: Time) {
         let ours = &self.config.info;
-        if !self.map.nodes.iter().any(|node| node.id == ours.id && node != ours) {
+        if !self.map.nodes.iter().any(|node| node.id == ours.id && !node.is_reached_as(ours)) {
             return;
         }
         let info = ours.clone();
-        match self.leader_of(SHARDMASTER_GROUP).or_else(|| self.guess_sequencer()) {
+        match self.leader_of(SHARDMASTER_GROUP) {
             Some(leader) if leader == self.config.me => self.register(now, info),
             Some(leader) => self.out.send.push((leader, NodeMessage::Register(Box::new(info)))),
             None => {}
@@ -58,9 +59,14 @@ impl<S: Store> Core<S> {
         self.out.send.extend(pings.into_iter().map(wire));
     }
 
-    /// A node without a replica of the shardmaster learns the map from those that have one.
+    /// A node without a replica of the shardmaster learns the map from those that have one. One that follows
+    /// nobody is as good as none: its group may have other members by now.
     fn ask_for_map(&mut self) {
-        if self.groups.contains_key(&SHARDMASTER_GROUP) {
+        let follows = |group: &Group<S>| {
+            let (replica, acceptor) = (&group.replica, group.replica.acceptor());
+            replica.configuration().contains(self.config.me) && acceptor.accepted() == replica.leader()
+        };
+        if self.groups.get(&SHARDMASTER_GROUP).is_some_and(follows) {
             return;
         }
         let have_version = self.map.version;

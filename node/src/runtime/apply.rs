@@ -5,7 +5,7 @@
 //! time.
 
 use super::mailbox::Mailbox;
-use crate::core::{Applied, ApplyJob, Input, Machine, SnapshotJob};
+use crate::core::{Applied, ApplyJob, Hosted, Hosting, Input, Machine, SnapshotJob};
 use crate::host::Machines;
 use paxos::GroupId;
 use shardkv::store::{Store, StoreError};
@@ -30,6 +30,8 @@ pub enum Job {
     Apply(ApplyJob),
     /// An image's piece to read or install.
     Snapshot(SnapshotJob),
+    /// A replica to open or to delete.
+    Hosting(Hosting),
 }
 
 impl Job {
@@ -38,6 +40,7 @@ impl Job {
         match self {
             Job::Apply(job) => Some(job.group),
             Job::Snapshot(SnapshotJob::Read { group, .. } | SnapshotJob::Install { group, .. }) => Some(*group),
+            Job::Hosting(Hosting::Open { group, .. } | Hosting::Close { group }) => Some(*group),
             Job::Snapshot(SnapshotJob::Close { .. }) => None,
         }
     }
@@ -47,6 +50,8 @@ impl Job {
 pub enum Report<S: Store> {
     /// The state of a group was replaced: read from this one now.
     Machine(GroupId, Machine<S>),
+    /// A replica was opened.
+    Opened(Hosted<S>),
     /// The store failed; the node must stop.
     Failed(StoreError),
 }
@@ -76,7 +81,7 @@ impl Queue {
                 self.bytes += job.entries.iter().map(|(_, entry)| entry.len()).sum::<usize>();
                 self.urgent |= job.urgent;
             }
-            Job::Snapshot(_) => self.urgent = true,
+            Job::Snapshot(_) | Job::Hosting(_) => self.urgent = true,
         }
         self.jobs.push_back(job);
     }
@@ -209,6 +214,16 @@ fn perform<S: Store>(
                     }
                     mailbox.push(Input::Snapshot(event));
                 }
+            }
+            Job::Hosting(Hosting::Open { group, floor }) => {
+                if let Some(hosted) = machines.begin(group, floor)? {
+                    report(Report::Opened(hosted));
+                    mailbox.wake();
+                }
+            }
+            Job::Hosting(Hosting::Close { group }) => {
+                machines.close(group)?;
+                mailbox.push(Input::Closed(group));
             }
         }
     }

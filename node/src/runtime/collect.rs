@@ -1,10 +1,13 @@
 //! The collector: removes history below the floors, in small steps, a minute after a floor has
 //! risen, so that readers that chose a revision just before still find it.
 
+use paxos::GroupId;
 use shardkv::store::Store;
 use shardkv::types::Revision;
 use shardkv::{Progress, Reader};
+use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -32,30 +35,41 @@ impl Drop for Collector {
     }
 }
 
+/// What is collected: the readers of the replicas that there are. Shared, for replicas come and go.
+pub type Readers<S> = Arc<Mutex<BTreeMap<GroupId, Reader<S>>>>;
+
 /// Starts the thread.
-pub fn spawn<S: Store>(readers: Vec<Reader<S>>) -> std::io::Result<Collector> {
+pub fn spawn<S: Store>(readers: Readers<S>) -> std::io::Result<Collector> {
     let (stop, stopped) = channel();
     let thread = std::thread::Builder::new().name("collect".into()).spawn(move || run(&readers, &stopped))?;
     Ok(Collector { stop: Some(stop), thread: Some(thread) })
 }
 
-fn run<S: Store>(readers: &[Reader<S>], stopped: &Receiver<()>) {
-    let mut collected = vec![Revision(0); readers.len()];
-    // The floor that is waited for, and since when. One that rises meanwhile waits for its own turn.
-    let mut risen: Vec<Option<(Revision, Instant)>> = vec![None; readers.len()];
+/// How far a group is collected.
+#[derive(Default)]
+struct Standing {
+    collected: Revision,
+    /// The floor that is waited for, and since when. One that rises meanwhile waits for its own turn.
+    risen: Option<(Revision, Instant)>,
+}
+
+fn run<S: Store>(readers: &Readers<S>, stopped: &Receiver<()>) {
+    let mut standings: BTreeMap<GroupId, Standing> = BTreeMap::new();
     while stopped.recv_timeout(PERIOD) == Err(RecvTimeoutError::Timeout) {
-        for (index, reader) in readers.iter().enumerate() {
+        let present = readers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        standings.retain(|group, _| present.contains_key(group));
+        for (group, reader) in &present {
+            let standing = standings.entry(*group).or_default();
             let floor = reader.shards().iter().map(|shard| shard.floor).max().unwrap_or_default();
-            if floor <= collected[index] {
+            if floor <= standing.collected {
                 continue;
             }
-            let (waited_for, since) = *risen[index].get_or_insert_with(|| (floor, Instant::now()));
+            let (waited_for, since) = *standing.risen.get_or_insert_with(|| (floor, Instant::now()));
             if since.elapsed() < LAG {
                 continue;
             }
             if collect(reader, waited_for, stopped) {
-                collected[index] = waited_for;
-                risen[index] = None;
+                *standing = Standing { collected: waited_for, risen: None };
             }
         }
     }

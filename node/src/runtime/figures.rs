@@ -2,7 +2,7 @@
 
 use super::mailbox::Mailbox;
 use super::open::NodeStore;
-use super::peers::{Peer, PeerFigures};
+use super::peers::{PeerFigures, Peers};
 use super::turn_loop::NodeHandle;
 use crate::core::CoreStatus;
 use crate::tally::Distribution;
@@ -55,7 +55,7 @@ pub struct MailboxFigures {
 pub(super) struct Sources {
     pub(super) wal: WalHandle,
     pub(super) syncs: Arc<Mutex<SyncFigures>>,
-    pub(super) peers: Vec<Arc<Peer>>,
+    pub(super) peers: Peers,
     pub(super) mailbox: Arc<Mailbox>,
     pub(super) store: Arc<NodeStore>,
 }
@@ -72,7 +72,8 @@ impl NodeHandle {
             core,
             wal: wal.stats(),
             syncs: syncs.lock().unwrap_or_else(PoisonError::into_inner).clone(),
-            peers: peers.iter().map(|peer| peer.figures()).collect(),
+            peers:
+                peers.lock().unwrap_or_else(PoisonError::into_inner).values().map(|(peer, _)| peer.figures()).collect(),
             mailbox: mailbox.figures(),
             store: rocks,
             cache: store.figures(),

@@ -3,11 +3,12 @@
 use super::space::{Marks, PatientStore, Space};
 use crate::core::{Core, CoreConfig, Hosted};
 use crate::host::Machines;
-use paxos::{ConfigId, Configuration, GroupId, NodeId, Record, Recovered, recover};
+use paxos::{Ballot, ConfigId, Configuration, GroupId, NodeId, Record, Recovered, recover, tombstone};
+use serde::{Deserialize, Serialize};
 use shardkv::store::StoreError;
 use shardkv::{CachedStore, RocksOptions, RocksStore, SessionLimits};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use wal::{Append, Disk, FileDisk, Log};
 
@@ -18,7 +19,7 @@ pub const RESERVE: &str = "store-reserve";
 pub type NodeStore = CachedStore<PatientStore<RocksStore>>;
 
 /// Where a node is reached.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerAddress {
     /// The operator's name for it.
     pub name: String,
@@ -148,10 +149,6 @@ pub fn open(config: NodeConfig) -> Result<Opened, OpenError> {
     let (rocks, space) =
         Space::open(reserve, Marks::new(config.store.flush_bytes()), open_rocks).map_err(store_failed)?;
     let store = Arc::new(CachedStore::new(PatientStore::new(rocks, space.clone()), config.row_cache_bytes));
-    let groups: Vec<GroupId> = config.groups.iter().map(|(group, _)| *group).collect();
-    let sessions = SessionLimits::default();
-    let machines = Machines::open(store.clone(), &groups, config.core.boot, sessions).map_err(store_failed)?;
-
     let path = config.data_dir.join("log");
     let log_failed = |source| OpenError::Log { path: path.clone(), source };
     std::fs::create_dir_all(&path)
@@ -179,17 +176,59 @@ pub fn open(config: NodeConfig) -> Result<Opened, OpenError> {
     if recovery.promises_lost {
         return Err(OpenError::PromisesLost { path, frames: recovery.corrupt_frames.len() });
     }
-    let mut hosted = Vec::new();
-    for (group, replicas) in &config.groups {
-        let recovered = recover_group(&mut log, &recovery, *group, &machines, &path)?;
-        let applied = machines.applied(*group);
-        let Some(machine) = machines.machine(*group) else { continue };
-        let configuration = machines.configuration(*group);
-        let configuration = configuration.unwrap_or_else(|| Configuration::first(replicas.clone()));
-        hosted.push(Hosted { group: *group, configuration, recovered, applied, machine });
+    let (groups, ended) = match config.log_expected {
+        true => found_groups(&recovery, &path)?,
+        false => (begin_groups(&mut log, &config, &path)?, BTreeMap::new()),
+    };
+    let sessions = SessionLimits::default();
+    let mut machines = Machines::open(store.clone(), &groups, config.core.boot, sessions).map_err(store_failed)?;
+    for group in ended.keys() {
+        machines.close(*group).map_err(store_failed)?;
     }
-    let core = Core::new(config.core.clone(), hosted, super::now());
+    let mut hosted = Vec::new();
+    for group in groups {
+        let recovered = recover_group(&mut log, &recovery, group, &machines, &path)?;
+        let applied = machines.applied(group);
+        let Some(machine) = machines.machine(group) else { continue };
+        // A replica that was opened later learns who votes.
+        let first = config.groups.iter().find(|(id, _)| *id == group && recovered.promised.config == ConfigId(0));
+        let first = first.map(|(_, replicas)| Configuration::first(replicas.clone()));
+        let configuration = machines.configuration(group).or(first).unwrap_or_default();
+        hosted.push(Hosted { group, configuration, recovered, applied, machine });
+    }
+    let mut core = Core::new(config.core.clone(), hosted, super::now());
+    core.remember(ended);
     Ok(Opened { core, machines, store, space, log, config })
+}
+
+/// Logs the beginnings of a new node's first replicas: from then on the log says which there are.
+fn begin_groups(log: &mut Log, config: &NodeConfig, path: &Path) -> Result<Vec<GroupId>, OpenError> {
+    let record = Record::Opened(Configuration::floor(ConfigId(0)));
+    let append = |(group, _): &(GroupId, Vec<NodeId>)| Append { group: group.0, payload: record.encode(), twice: true };
+    let appends: Vec<Append> = config.groups.iter().map(append).collect();
+    log.append(&appends).map_err(|error| OpenError::Io {
+        what: format!("write to the log in {}", path.display()),
+        source: std::io::Error::other(error.to_string()),
+    })?;
+    Ok(config.groups.iter().map(|(group, _)| *group).collect())
+}
+
+/// Groups of a node's replicas, and what replicas that have ended had promised.
+type Found = (Vec<GroupId>, BTreeMap<GroupId, Ballot>);
+
+/// Which replicas a log is of.
+fn found_groups(recovery: &wal::Recovery, path: &Path) -> Result<Found, OpenError> {
+    let (mut groups, mut ended) = (Vec::new(), BTreeMap::new());
+    for (group, found) in &recovery.groups {
+        let group = GroupId(*group);
+        let decoded = found.iter().map(|record| Record::decode(&record.payload)).collect::<Result<Vec<_>, _>>();
+        let records = decoded.map_err(|source| OpenError::Record { path: path.into(), group, source })?;
+        match tombstone(records.iter()) {
+            Some(promised) => drop(ended.insert(group, promised)),
+            None => groups.push(group),
+        }
+    }
+    Ok((groups, ended))
 }
 
 fn recover_group(
@@ -197,7 +236,7 @@ fn recover_group(
     recovery: &wal::Recovery,
     group: GroupId,
     machines: &Machines<NodeStore>,
-    path: &std::path::Path,
+    path: &Path,
 ) -> Result<Recovered, OpenError> {
     let found = recovery.groups.get(&group.0).map(Vec::as_slice).unwrap_or_default();
     let decoded = found.iter().map(|record| Record::decode(&record.payload)).collect::<Result<Vec<_>, _>>();

@@ -76,6 +76,10 @@ impl Handshake {
 struct KnownFile {
     version: u32,
     incarnations: BTreeMap<u64, u64>,
+    /// Where the shard map said that nodes are: a node that holds no replica of the shardmaster finds the
+    /// others by it, when those of the first days are long gone.
+    #[serde(default)]
+    nodes: BTreeMap<u64, PeerAddress>,
 }
 
 /// The data directories under which the other nodes were met, remembered across restarts: a node
@@ -83,7 +87,9 @@ struct KnownFile {
 pub struct KnownPeers {
     path: PathBuf,
     ours: Handshake,
-    names: BTreeMap<NodeId, PeerAddress>,
+    names: Mutex<BTreeMap<NodeId, PeerAddress>>,
+    /// What this start was told of where nodes are; the shard map may still have the addresses of the last.
+    described: BTreeMap<NodeId, PeerAddress>,
     known: Mutex<KnownFile>,
     /// Peers that took this node for a stranger when it last dialled them.
     refused_by: Mutex<BTreeSet<NodeId>>,
@@ -100,14 +106,43 @@ impl KnownPeers {
             }
             Err(error) => return Err(error),
         };
+        let mut names = config.peers.clone();
+        for (node, address) in &known.nodes {
+            names.entry(NodeId(*node)).or_insert_with(|| address.clone());
+        }
         let ours = Handshake { cluster: config.cluster_id, node: config.core.me, incarnation: config.incarnation };
         Ok(KnownPeers {
             path,
             ours,
-            names: config.peers.clone(),
+            names: Mutex::new(names),
+            described: config.peers.clone(),
             known: Mutex::new(known),
             refused_by: Mutex::default(),
         })
+    }
+
+    /// The other nodes, and where they are.
+    pub fn peers(&self) -> BTreeMap<NodeId, PeerAddress> {
+        let mut names = lock(&self.names).clone();
+        names.remove(&self.ours.node);
+        names
+    }
+
+    /// The shard map says which nodes there are. What cannot be written down is known until the next start.
+    pub fn meet(&self, nodes: &BTreeMap<NodeId, PeerAddress>) {
+        let told =
+            |(node, address): (&NodeId, &PeerAddress)| (*node, self.described.get(node).unwrap_or(address).clone());
+        *lock(&self.names) = nodes.iter().map(told).collect();
+        let mut known = lock(&self.known);
+        let stored: BTreeMap<u64, PeerAddress> = nodes.iter().map(|(node, it)| (node.0, it.clone())).collect();
+        if known.nodes == stored {
+            return;
+        }
+        let next = KnownFile { nodes: stored, incarnations: known.incarnations.clone(), version: known.version };
+        match save(&self.path, &next) {
+            Ok(()) => *known = next,
+            Err(error) => tracing::warn!(%error, "the nodes of the cluster cannot be noted in {}", self.path.display()),
+        }
     }
 
     /// This node.
@@ -132,8 +167,10 @@ impl KnownPeers {
                 ),
             ));
         }
-        let Some(name) = self.names.get(&theirs.node) else {
-            return Err(self.refusal(STRANGER, format!("{} is no node of this cluster", theirs.node)));
+        let Some(name) = lock(&self.names).get(&theirs.node).map(|known| known.name.clone()) else {
+            // It may have joined a moment ago, or been removed: it may ask again, and need not stop.
+            let text = format!("{} is no node of this cluster, as far as is known here", theirs.node);
+            return Err(Status::unavailable(text));
         };
         let mut known = lock(&self.known);
         match known.incarnations.get(&theirs.node.0) {
@@ -141,12 +178,12 @@ impl KnownPeers {
             Some(_) => Err(self.refusal(REPLACED, format!(
                 "node {} is known here with another data directory, and its promises were in that one: start it with its \
                  old directory, or remove the node from the cluster and add it under a new name",
-                name.name
+                name
             ))),
             None => {
                 let mut incarnations = known.incarnations.clone();
                 incarnations.insert(theirs.node.0, theirs.incarnation);
-                let next = KnownFile { version: known.version, incarnations };
+                let next = KnownFile { version: known.version, incarnations, nodes: known.nodes.clone() };
                 save(&self.path, &next).map_err(|error| {
                     Status::unavailable(format!("cannot remember the peer in {}: {error}", self.path.display()))
                 })?;
@@ -172,7 +209,7 @@ impl KnownPeers {
             Some(_) => {
                 let mut refused_by = lock(&self.refused_by);
                 refused_by.insert(by);
-                2 * refused_by.len() > self.names.len().saturating_sub(1)
+                2 * refused_by.len() > lock(&self.names).len().saturating_sub(1)
             }
             None => false,
         }
@@ -217,6 +254,9 @@ struct Queue {
     streams: u64,
 }
 
+/// The streams to the other nodes, with what ends each.
+pub type Peers = Arc<Mutex<BTreeMap<NodeId, (Arc<Peer>, tokio::task::AbortHandle)>>>;
+
 /// The stream to one other node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerFigures {
@@ -244,6 +284,11 @@ pub(super) struct Peer {
 impl Peer {
     pub(super) fn new(node: NodeId, address: PeerAddress, queue_bytes_max: usize) -> Arc<Peer> {
         Arc::new(Peer { node, address, queue_bytes_max, queue: Mutex::default(), filled: Notify::new() })
+    }
+
+    /// Whether it is dialled there.
+    pub(super) fn is_at(&self, address: &PeerAddress) -> bool {
+        self.address == *address
     }
 
     /// Queues messages; what does not fit, or has no stream, is dropped.
@@ -427,7 +472,8 @@ mod tests {
         KnownPeers {
             path: directory.join("peers.json"),
             ours: Handshake { cluster, node: NodeId(me), incarnation: 10 * me },
-            names: (1..=3).map(|id| (NodeId(id), address(id))).collect(),
+            names: Mutex::new((1..=3).map(|id| (NodeId(id), address(id))).collect()),
+            described: BTreeMap::new(),
             known: Mutex::default(),
             refused_by: Mutex::default(),
         }

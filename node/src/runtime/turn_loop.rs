@@ -1,18 +1,19 @@
 //! The turn loop: drains the mailbox, steps the core, performs what it wants done.
 
 use super::apply::{ApplyThread, Job, Report};
-use super::collect::{self, Collector};
+use super::collect::{self, Collector, Readers};
 use super::figures::{Sources, SyncFigures};
 use super::mailbox::Mailbox;
-use super::open::{NodeStore, OpenError, Opened};
-use super::peers::{self, KnownPeers, Peer};
+use super::open::{NodeStore, OpenError, Opened, PeerAddress};
+use super::peers::{self, KnownPeers, Peer, Peers};
 use super::replies::{ReplySink, Sinks};
 use super::scan::ScanThreads;
 use super::service::{DataService, PeerPort, PeerService, overloaded};
 use super::space::SpaceGuard;
-use crate::core::{ApplyJob, Core, CoreStatus, GroupStatus, Input, Machine, Outputs, Span};
+use crate::core::{ApplyJob, Core, CoreStatus, GroupStatus, Hosted, Hosting, Input, Machine, Outputs, Span};
 use paxos::{GroupId, NodeId, Time};
-use proto::dial::Dialer;
+use proto::dial::{Dialer, PlainText};
+use shardkv::map::NodeInfo;
 use shardkv::request::Request;
 use shardkv::store::Store;
 use std::collections::{BTreeMap, VecDeque};
@@ -153,7 +154,15 @@ pub struct Node {
     flushing: Option<JoinHandle<()>>,
     /// States that images have replaced since the last turn: at most one per group.
     machines: Arc<Mutex<BTreeMap<GroupId, Machine<NodeStore>>>>,
-    peers: BTreeMap<NodeId, Arc<Peer>>,
+    /// Replicas that were opened since the last turn.
+    opened: Arc<Mutex<Vec<Hosted<NodeStore>>>>,
+    /// What the collector reads.
+    readers: Readers<NodeStore>,
+    peers: Peers,
+    peer_queue_bytes_max: usize,
+    /// The version of the shard map whose nodes are met, and how they are reached.
+    met: u64,
+    dialer: Arc<dyn Dialer>,
     known: Arc<KnownPeers>,
     store: Arc<NodeStore>,
     questions: mpsc::Receiver<oneshot::Sender<CoreStatus>>,
@@ -179,11 +188,12 @@ impl Node {
         let wal_progress = Arc::new(Mutex::new(WalProgress::default()));
         let syncs: Arc<Mutex<SyncFigures>> = Arc::default();
         let wal = wal::spawn(log, wal_events(wal_progress.clone(), syncs.clone(), mailbox.clone(), stop.clone()));
-        let readers = config.groups.iter().filter_map(|(group, _)| match machines.machine(*group) {
-            Some(Machine::Data(reader)) => Some(reader),
+        let readers = machines.hosted().filter_map(|group| match machines.machine(group) {
+            Some(Machine::Data(reader)) => Some((group, reader)),
             Some(Machine::Master(_)) | None => None,
         });
-        let collector = collect::spawn(readers.collect()).map_err(io("start the collector's thread"))?;
+        let readers: Readers<NodeStore> = Arc::new(Mutex::new(readers.collect()));
+        let collector = collect::spawn(readers.clone()).map_err(io("start the collector's thread"))?;
         let (woken, pausing) = (mailbox.clone(), store.clone());
         let on_full = move |full| {
             woken.wake();
@@ -193,28 +203,22 @@ impl Node {
         };
         let space = SpaceGuard::spawn(space, on_full).map_err(io("start the thread that watches the disk"))?;
         let replaced: Arc<Mutex<BTreeMap<GroupId, Machine<NodeStore>>>> = Arc::default();
-        let replacing = replaced.clone();
+        let opened: Arc<Mutex<Vec<Hosted<NodeStore>>>> = Arc::default();
+        let (replacing, opening) = (replaced.clone(), opened.clone());
         let failed = stop.clone();
         let report = move |report: Report<NodeStore>| match report {
             Report::Machine(group, machine) => {
                 replacing.lock().unwrap_or_else(PoisonError::into_inner).insert(group, machine);
             }
+            Report::Opened(hosted) => opening.lock().unwrap_or_else(PoisonError::into_inner).push(hosted),
             Report::Failed(error) => drop(failed.try_send(Stop::Failed(error.to_string()))),
         };
         let apply = ApplyThread::spawn(machines, mailbox.clone(), report).map_err(io("start the apply thread"))?;
         let scans = ScanThreads::spawn(&mailbox).map_err(io("start a thread for reads"))?;
         let me = config.core.me;
-        let peers = config.peers.iter().filter(|(node, _)| **node != me);
-        let peers: BTreeMap<NodeId, Arc<Peer>> = peers
-            .map(|(node, address)| (*node, Peer::new(*node, address.clone(), config.peer_queue_bytes_max)))
-            .collect();
-        let sources = Sources {
-            wal: wal.clone(),
-            syncs,
-            peers: peers.values().cloned().collect(),
-            mailbox: mailbox.clone(),
-            store: store.clone(),
-        };
+        let peers = Peers::default();
+        let sources =
+            Sources { wal: wal.clone(), syncs, peers: peers.clone(), mailbox: mailbox.clone(), store: store.clone() };
         let sinks = Arc::new(Sinks::default());
         let handle = NodeHandle {
             node: me,
@@ -240,7 +244,12 @@ impl Node {
             scans,
             flushing: None,
             machines: replaced,
+            opened,
+            readers,
             peers,
+            peer_queue_bytes_max: config.peer_queue_bytes_max,
+            met: 0,
+            dialer: PlainText::shared(),
             known,
             store,
             questions,
@@ -256,15 +265,9 @@ impl Node {
     /// Runs the node until it stops. It reaches the other nodes by `dialer`, and tells `spans` of stages of
     /// requests that are followed.
     pub async fn run(mut self, dialer: Arc<dyn Dialer>, spans: SpanSink) -> Stop {
-        self.spans = spans;
-        for peer in self.peers.values() {
-            let (peer, known, stop) = (peer.clone(), self.known.clone(), self.stop.clone());
-            let dialer = dialer.clone();
-            tokio::spawn(async move {
-                let reason = peers::run(peer, known, dialer).await;
-                drop(stop.send(Stop::Failed(reason)).await);
-            });
-        }
+        (self.spans, self.dialer) = (spans, dialer);
+        self.reach(self.known.peers());
+        self.meet();
         let mut ticks = tokio::time::interval(self.tick);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -282,6 +285,43 @@ impl Node {
             }
             self.turn();
         }
+    }
+
+    /// Has a stream to each of these nodes, and to no other.
+    fn reach(&self, nodes: BTreeMap<NodeId, PeerAddress>) {
+        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        peers.retain(|node, (peer, task)| {
+            let stays = nodes.get(node).is_some_and(|address| peer.is_at(address));
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
+        for (node, address) in nodes {
+            peers.entry(node).or_insert_with(|| {
+                let peer = Peer::new(node, address, self.peer_queue_bytes_max);
+                let (known, stop, dialer) = (self.known.clone(), self.stop.clone(), self.dialer.clone());
+                let running = peer.clone();
+                let task = tokio::spawn(async move {
+                    let reason = peers::run(running, known, dialer).await;
+                    drop(stop.send(Stop::Failed(reason)).await);
+                });
+                (peer, task.abort_handle())
+            });
+        }
+    }
+
+    /// Looks whether the shard map names other nodes than before.
+    fn meet(&mut self) {
+        let map = self.core.map();
+        if map.version == self.met || map.nodes.is_empty() {
+            return;
+        }
+        self.met = map.version;
+        let address = |node: &NodeInfo| PeerAddress { name: node.name.clone(), address: node.peer_address.clone() };
+        let nodes = map.nodes.iter().filter(|node| !node.peer_address.is_empty());
+        self.known.meet(&nodes.map(|node| (node.id, address(node))).collect());
+        self.reach(self.known.peers());
     }
 
     /// Ends the node's threads: when the process ends, none may be inside RocksDB any more.
@@ -311,6 +351,12 @@ impl Node {
         for (group, machine) in replaced {
             self.core.replace_machine(group, machine);
         }
+        for hosted in std::mem::take(&mut *self.opened.lock().unwrap_or_else(PoisonError::into_inner)) {
+            if let Machine::Data(reader) = &hosted.machine {
+                self.readers.lock().unwrap_or_else(PoisonError::into_inner).insert(hosted.group, reader.clone());
+            }
+            self.core.open(hosted);
+        }
         for input in self.mailbox.drain() {
             self.core.input(now, input);
         }
@@ -322,6 +368,7 @@ impl Node {
             self.perform(now, out);
         }
         self.feed_wal();
+        self.meet();
     }
 
     fn apply(&mut self, now: Time, job: ApplyJob) {
@@ -347,15 +394,24 @@ impl Node {
         for (to, message) in out.send {
             by_peer.entry(to).or_default().push(message);
         }
-        for (to, messages) in by_peer {
-            if let Some(peer) = self.peers.get(&to) {
-                peer.send(messages.into_iter());
+        if !by_peer.is_empty() {
+            let peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+            for (to, messages) in by_peer {
+                if let Some((peer, _)) = peers.get(&to) {
+                    peer.send(messages.into_iter());
+                }
             }
         }
         for job in out.apply {
             self.apply(now, job);
         }
         self.apply.push(out.snapshots.into_iter().map(Job::Snapshot));
+        for hosting in out.hosting {
+            if let Hosting::Close { group } = hosting {
+                self.readers.lock().unwrap_or_else(PoisonError::into_inner).remove(&group);
+            }
+            self.apply.push([Job::Hosting(hosting)]);
+        }
         for job in out.scans {
             match self.core.reader(job.group) {
                 Some(reader) => self.scans.push(job, reader),

@@ -43,7 +43,7 @@ impl Site {
 
 impl World {
     fn node_info(id: NodeId) -> NodeInfo {
-        NodeInfo { id, name: id.to_string(), peer_address: String::new(), client_address: String::new() }
+        NodeInfo { id, name: id.to_string(), keeps_metadata: true, keeps_data: true, ..NodeInfo::default() }
     }
 
     pub(crate) fn genesis(&self) -> ShardMap {
@@ -71,6 +71,7 @@ impl World {
             timing: Timing::default(),
             read_mode: self.plan.read_mode,
             genesis: self.genesis(),
+            dead_after_micros: 0,
             limits: self.plan.limits,
         }
     }

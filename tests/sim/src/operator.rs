@@ -4,7 +4,7 @@
 use crate::plan::Fault;
 use crate::world::{Event, Phase, World};
 use node::core::{Hosting, Input};
-use paxos::{Configuration, GroupId, NodeId, Slot};
+use paxos::{Configuration, GroupId, NodeId};
 use shardkv::map::SHARDMASTER_GROUP;
 use shardkv::request::{Request, RequestBody};
 use shardkv::types::Revision;
@@ -52,13 +52,8 @@ impl World {
         let Some(process) = self.sites.get_mut(&node).and_then(|site| site.process.as_mut()) else { return Ok(()) };
         match hosting {
             Hosting::Open { group, floor } => {
-                process.machines.open_empty(group).map_err(failed)?;
-                let Some(machine) = process.machines.machine(group) else { return Ok(()) };
-                let record = paxos::Record::Opened(floor);
-                let recovered = paxos::recover(std::iter::once(&record), Slot(0), Slot(0), Default::default());
-                let recovered = recovered.map_err(|gap| format!("{node}, {group}: {gap}"))?;
-                let (configuration, applied) = (Configuration::default(), Slot(0));
-                process.opened.push(node::core::Hosted { group, configuration, recovered, applied, machine });
+                let opened = process.machines.begin(group, floor).map_err(failed)?;
+                process.opened.extend(opened);
                 self.invariants.opened(node, group);
                 self.coverage.hit("members.opened");
             }

@@ -1,0 +1,123 @@
+//! Which node takes a replica's place: a pure function from the map, and from who is dead, to commands.
+//!
+//! Only what must move does: replicas on nodes that are dead or being drained. A newcomer comes before the
+//! other one leaves, so a group that loses its last spare keeps its size, with a dead member in it, until
+//! there is a node to go to.
+
+use crate::state::MasterCommand;
+use paxos::{GroupId, NodeId};
+use shardkv::map::{GroupInfo, NodeInfo, SHARDMASTER_GROUP, ShardMap};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Groups whose members change at the same time: each copies its data over the network.
+const CHANGES_MAX: usize = 2;
+
+/// What is to be logged so that no replica stays on a node that is dead or being drained.
+pub fn replacements(map: &ShardMap, dead: &BTreeSet<NodeId>) -> Vec<MasterCommand> {
+    let under_way = map.all_groups().filter(|group| !group.next.is_empty()).count();
+    let mut replicas = count_replicas(map);
+    let mut commands = Vec::new();
+    for group in map.all_groups().filter(|group| group.next.is_empty()) {
+        if under_way + commands.len() >= CHANGES_MAX {
+            break;
+        }
+        if let Some(members) = replaced(map, group, dead, &mut replicas) {
+            commands.push(MasterCommand::ChangeMembers { group: group.id, members });
+        }
+    }
+    commands
+}
+
+/// How many replicas each node holds, or is to hold.
+fn count_replicas(map: &ShardMap) -> BTreeMap<NodeId, usize> {
+    let mut counts: BTreeMap<NodeId, usize> = map.nodes.iter().map(|node| (node.id, 0)).collect();
+    for group in map.all_groups() {
+        let nodes: BTreeSet<NodeId> = group.replicas.iter().chain(&group.next).copied().collect();
+        nodes.into_iter().for_each(|node| *counts.entry(node).or_default() += 1);
+    }
+    counts
+}
+
+/// Whether a node keeps replicas of a group's kind.
+fn keeps(node: &NodeInfo, group: GroupId) -> bool {
+    if group == SHARDMASTER_GROUP { node.keeps_metadata } else { node.keeps_data }
+}
+
+/// A group's members without those that must leave; `None` if nobody must, or nobody can take their place.
+fn replaced(
+    map: &ShardMap,
+    group: &GroupInfo,
+    dead: &BTreeSet<NodeId>,
+    replicas: &mut BTreeMap<NodeId, usize>,
+) -> Option<Vec<NodeId>> {
+    let draining = |node: NodeId| map.nodes.iter().any(|known| known.id == node && known.draining);
+    let leaves = |node: &NodeId| dead.contains(node) || draining(*node);
+    let mut members = group.replicas.clone();
+    for leaving in group.replicas.iter().filter(|node| leaves(node)) {
+        let free = map.nodes.iter().filter(|node| keeps(node, group.id) && !leaves(&node.id));
+        let free = free.map(|node| node.id).filter(|node| !members.contains(node));
+        let Some(newcomer) = free.min_by_key(|node| (replicas.get(node).copied().unwrap_or(0), *node)) else {
+            continue;
+        };
+        members.retain(|node| node != leaving);
+        members.push(newcomer);
+        *replicas.entry(newcomer).or_default() += 1;
+    }
+    members.sort_unstable();
+    (members != group.replicas).then_some(members)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(nodes: u64, groups: &[&[u64]]) -> ShardMap {
+        let ids = |ids: &[u64]| ids.iter().copied().map(NodeId).collect::<Vec<_>>();
+        let node = |id| NodeInfo { id: NodeId(id), keeps_metadata: true, keeps_data: true, ..NodeInfo::default() };
+        let mut infos = groups.iter().zip(1..).map(|(members, id)| GroupInfo::new(GroupId(id), ids(members)));
+        let shardmaster = infos.next().unwrap_or_default();
+        ShardMap { shardmaster, groups: infos.collect(), nodes: (1..=nodes).map(node).collect(), ..ShardMap::default() }
+    }
+
+    fn wanted(map: &ShardMap, dead: &[u64]) -> Vec<(u64, Vec<u64>)> {
+        let dead = dead.iter().copied().map(NodeId).collect();
+        let one = |command| match command {
+            MasterCommand::ChangeMembers { group, members } => {
+                (group.0, members.iter().map(|node: &NodeId| node.0).collect())
+            }
+            other => panic!("{other:?}"),
+        };
+        replacements(map, &dead).into_iter().map(one).collect()
+    }
+
+    #[test]
+    fn nothing_moves_where_nobody_must_leave() {
+        assert_eq!(wanted(&map(5, &[&[1, 2, 3], &[1, 2, 3]]), &[]), []);
+        assert_eq!(wanted(&map(5, &[&[1, 2, 3]]), &[4]), [], "it holds nothing");
+    }
+
+    #[test]
+    fn a_dead_node_is_replaced_by_the_emptiest_and_a_few_groups_at_a_time() {
+        let map = map(5, &[&[1, 2, 3], &[1, 2, 4], &[1, 2, 4], &[1, 2, 3]]);
+        assert_eq!(wanted(&map, &[1]), [(1, vec![2, 3, 5]), (2, vec![2, 4, 5])]);
+        assert_eq!(wanted(&map, &[5]), []);
+    }
+
+    #[test]
+    fn a_drained_node_is_emptied_and_nothing_goes_there() {
+        let mut map = map(4, &[&[1, 2, 3], &[2, 3, 4]]);
+        map.nodes[0].draining = true;
+        assert_eq!(wanted(&map, &[]), [(1, vec![2, 3, 4])]);
+        assert_eq!(wanted(&map, &[2]), [(1, vec![1, 3, 4])], "one place for two: the drained one waits");
+        map.nodes[3].draining = true;
+        assert_eq!(wanted(&map, &[]), [], "there is nowhere to go to");
+    }
+
+    #[test]
+    fn a_change_under_way_is_waited_for_and_kinds_are_kept_apart() {
+        let mut map = map(5, &[&[1, 2, 3], &[1, 2, 3], &[1, 2, 3]]);
+        map.shardmaster.next = vec![NodeId(2), NodeId(3), NodeId(4)];
+        map.nodes[3].keeps_data = false;
+        assert_eq!(wanted(&map, &[1]), [(2, vec![2, 3, 5])], "two changes at a time, and n4 keeps no data");
+    }
+}
