@@ -177,6 +177,32 @@ fn status_and_shards_for_people_and_programs() {
 }
 
 #[test]
+fn groups_and_nodes_for_people_and_programs() {
+    let fake = Fake::start(Mood::Good);
+    let at = fake.address();
+    let table = ok(at, &["groups", "list"]);
+    assert!(table.lines().any(|line| line.contains("n1,n2")), "{table}");
+    assert_eq!(json(at, &["groups", "list"])["groups"][0]["members"], serde_json::json!([1, 2]));
+    let nodes = ok(at, &["nodes", "list"]);
+    assert!(nodes.contains("alive") && nodes.contains("silent"), "{nodes}");
+    assert_eq!(json(at, &["nodes", "list"])["nodes"][1]["groups"], serde_json::json!([1]));
+    for (words, told) in [
+        (&["groups", "add", "1", "n2"][..], "it has a replica already"),
+        (&["groups", "remove", "1", "n9"], "there is no node n9; there are n1, n2"),
+        (&["groups", "remove", "7", "n1"], "there is no group 7; there are 1"),
+        (&["groups", "replace", "1", "n1", "n2"], "the newcomer has a replica already"),
+        (&["groups", "remove", "1", "n1"], "a group has 1 to 7 replicas, not 0"),
+        (&["nodes", "remove", "n1"], "drain it first"),
+        (&["nodes", "drain", "n1", "--wait", "300ms"], "n1 still holds replicas after 300ms"),
+    ] {
+        let answer = ask(at, words);
+        assert!(complaint(&answer).contains(told), "{words:?}: {}", answer.err);
+    }
+    assert!(ok(at, &["nodes", "drain", "n1", "--no-wait"]).contains("n1 will be emptied"));
+    assert!(ok(at, &["nodes", "drain", "n1", "--undo"]).contains("may hold replicas again"));
+}
+
+#[test]
 fn bad_configuration_is_one_line_and_exit_code_2() {
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("node.toml");
@@ -225,6 +251,13 @@ fn every_command_has_help_with_an_example() {
         &["kv", "txn"],
         &["status"],
         &["shards", "list"],
+        &["groups", "list"],
+        &["groups", "add"],
+        &["groups", "remove"],
+        &["groups", "replace"],
+        &["nodes", "list"],
+        &["nodes", "drain"],
+        &["nodes", "remove"],
         &[],
     ] {
         let answer = run(&[words, &["--help"]].concat(), "");

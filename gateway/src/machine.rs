@@ -183,6 +183,12 @@ impl Gateway {
                 self.core.shared_done(owner, now, out);
                 self.wake_all(now, waiting, out, Pending::on_map);
             }
+            (Owner::Map, ReplyBody::KnownMap { map, hint }) => {
+                // It may name nodes, and where they are, that were unknown here; then the leader is asked.
+                self.core.router.adopt(*map);
+                self.core.router.not_leader(SHARDMASTER_GROUP, attempt.node, hint);
+                self.core.shared_failed(owner, now, out);
+            }
             (_, ReplyBody::NotLeader { hint }) => {
                 self.core.router.not_leader(SHARDMASTER_GROUP, attempt.node, hint);
                 self.core.shared_failed(owner, now, out);

@@ -10,6 +10,7 @@
 //! The protocol is Sequence Paxos (Haridi, Kroll, Carbone: "Lecture Notes on Leader-based Sequence
 //! Paxos", 2020; Ng, Haridi, Carbone: "Omni-Paxos", EuroSys 2023).
 
+use crate::flaw::{self, Flaw};
 use crate::log::Log;
 use crate::message::Promise;
 use crate::record::{Record, Recovered};
@@ -165,6 +166,10 @@ impl Acceptor {
         }
         let fresh: Vec<Bytes> = entries.into_iter().skip((next.0 - start.0) as usize).collect();
         let reached = Slot(next.0 + fresh.len() as u64).prev();
+        if reached < end && flaw::is(Flaw::AdoptPieceByPiece) {
+            self.adopt(ballot, next, fresh, records);
+            return Synced::Staged(reached);
+        }
         if reached < end {
             staged.entries.extend(fresh.iter().cloned());
             records.push(Record::Staged { ballot, start: next, entries: fresh });

@@ -16,6 +16,7 @@
 //!   before, for one whole lease, the longest that it may have granted.
 
 use crate::election::Status;
+use crate::flaw::{self, Flaw};
 use crate::leader::quorum_of;
 use crate::{Ballot, GroupId, NodeId, Time};
 use serde::{Deserialize, Serialize};
@@ -321,7 +322,8 @@ impl Heartbeats {
             .filter(|node| **node != self.me)
             .filter_map(|node| self.peers.get(node))
             .filter(|peer| {
-                peer.view.get(&group).is_some_and(|status| status.promised == ballot && status.leader == ballot)
+                let follows = |status: &Status| status.promised == ballot && status.leader == ballot;
+                peer.view.get(&group).is_some_and(follows) || flaw::is(Flaw::LeaseOfAnyBallot)
             })
             .filter_map(|peer| peer.leased_until)
             .collect();

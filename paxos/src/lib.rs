@@ -41,6 +41,7 @@ pub mod acceptor;
 mod codec;
 pub mod configuration;
 pub mod election;
+pub mod flaw;
 pub mod heartbeat;
 mod leader;
 pub mod log;

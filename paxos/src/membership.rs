@@ -6,6 +6,7 @@
 //! passes it to a member.
 
 use crate::configuration::Configuration;
+use crate::flaw::{self, Flaw};
 use crate::heartbeat::Heartbeats;
 use crate::leader::{Leading, Peer, PeerPhase};
 use crate::message::Message;
@@ -20,13 +21,14 @@ impl Replica {
     /// Whether this replica votes in a configuration's phase 1: it knows the configuration, so it holds
     /// everything that was decided before.
     pub(crate) fn votes_in(&self, config: ConfigId) -> bool {
-        self.configuration.voters_of(config).is_some_and(|voters| voters.contains(&self.config.me))
+        flaw::is(Flaw::VoteBeforeLearning)
+            || self.configuration.voters_of(config).is_some_and(|voters| voters.contains(&self.config.me))
     }
 
     /// Whether it does, and a candidate may ask for its vote.
     pub(crate) fn votes_for(&self, candidate: NodeId, config: ConfigId) -> bool {
         let voters = self.configuration.voters_of(config).unwrap_or_default();
-        voters.contains(&self.config.me) && voters.contains(&candidate)
+        flaw::is(Flaw::VoteBeforeLearning) || (voters.contains(&self.config.me) && voters.contains(&candidate))
     }
 
     /// A stop-sign is decided: this replica is in the configuration that it begins.
@@ -46,7 +48,7 @@ impl Replica {
             Some(entry) => Configuration::of_stop_sign(entry)?,
             None => self.configuration.clone(),
         };
-        (next.id > accepted.config).then_some((last, next))
+        (next.id > accepted.config && !flaw::is(Flaw::AppendBehindStopSign)).then_some((last, next))
     }
 
     /// In which configuration this replica takes part in elections, and who votes there. Usually the one

@@ -9,6 +9,7 @@
 
 use crate::acceptor::{Acceptor, Synced};
 use crate::election::{Election, Status};
+use crate::flaw::{self, Flaw};
 use crate::heartbeat::Heartbeats;
 use crate::leader::{Confirm, Leading, Preparing, quorum_of};
 use crate::message::{Envelope, Message, Promise};
@@ -237,7 +238,9 @@ impl Replica {
                 let (accepted, length) = (self.acceptor.accepted(), self.acceptor.log().length());
                 let last = slot == length || accepted.config >= next.id;
                 assert!(last, "{accepted} has entries up to {length} behind its stop-sign at {slot}");
-                out.records.push(Record::Sealed(slot));
+                if !flaw::is(Flaw::ForgetSeal) {
+                    out.records.push(Record::Sealed(slot));
+                }
                 self.enter(next);
                 // Its leader waits to hear of it.
                 let promised = self.acceptor.promised();

@@ -184,6 +184,14 @@ pub enum ReplyBody {
     },
     /// Of [`RequestBody::Map`]; `None` if the asker's is the newest.
     Map(Option<Box<ShardMap>>),
+    /// Of [`RequestBody::Map`], by a node that does not lead the shardmaster and knows a newer map than the
+    /// asker: perhaps the only way to learn where the leader is.
+    KnownMap {
+        /// What is known here; not necessarily the newest.
+        map: Box<ShardMap>,
+        /// The leader, if known.
+        hint: Option<NodeId>,
+    },
 }
 
 /// Why an operation failed, with nothing done.

@@ -14,7 +14,7 @@ use std::time::Duration;
 /// The token where none is given.
 const DEFAULT_TOKEN: &str = "cloudpaxos";
 /// More groups than this on a handful of nodes only cost; splitting shards is the way to grow.
-pub(super) const DATA_GROUPS_MAX: u64 = 64;
+pub(super) const DATA_GROUPS_MAX: u64 = 512;
 /// Initial shards where no boundaries are given, unless there are more groups.
 const DEFAULT_SHARDS: u32 = 8;
 const BOUNDARIES_MAX: usize = 4096;

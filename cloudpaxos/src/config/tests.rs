@@ -297,7 +297,7 @@ fn numbers_have_units_and_bounds() {
         assert_eq!(bytes(text), None, "{text}");
     }
     assert!(complaint(&["--request-bytes-max", "1"]).contains("not between"));
-    assert!(complaint(&["--data-groups", "0"]).contains("between 1 and 64"));
+    assert!(complaint(&["--data-groups", "0"]).contains("between 1 and 512"));
     assert!(complaint(&["--heartbeat-ms", "1e3"]).contains("no whole number"));
     assert!(complaint(&["--request-bytes-max", "8MiB"]).contains("cannot hold the largest request"));
     let entries = complaint(&["--batch-bytes-max", "16MiB", "--wal-segment-bytes", "32MiB"]);

@@ -3,8 +3,9 @@
 use bytes::Bytes;
 use proto::admin::admin_server::{Admin, AdminServer};
 use proto::admin::{
-    Ballot, Group, Node, Replica, ReplicaReport, ReplicaState, Shard, ShardsListRequest, ShardsListResponse,
-    StatusRequest, StatusResponse,
+    Ballot, ChangeMembersRequest, ChangeMembersResponse, DrainNodeRequest, DrainNodeResponse, Group, Node,
+    RemoveNodeRequest, RemoveNodeResponse, Replica, ReplicaReport, ReplicaState, Shard, ShardsListRequest,
+    ShardsListResponse, StatusRequest, StatusResponse,
 };
 use proto::etcdserverpb::compare::TargetUnion;
 use proto::etcdserverpb::kv_server::{Kv, KvServer};
@@ -222,7 +223,7 @@ impl Admin for Gateway {
         Ok(Response::new(StatusResponse {
             cluster_id: 0xc1,
             nodes: vec![node(1, true), node(2, false)],
-            groups: vec![Group { id: 1, leader: 1, ballot, replicas, ..Default::default() }],
+            groups: vec![Group { id: 1, leader: 1, ballot, replicas, members: vec![1, 2], ..Default::default() }],
             ..Default::default()
         }))
     }
@@ -230,5 +231,20 @@ impl Admin for Gateway {
     async fn shards_list(&self, _: Request<ShardsListRequest>) -> Result<Response<ShardsListResponse>, Status> {
         let shard = Shard { id: 2, start: Bytes::from_static(b"m"), unbounded: true, group: 2, ..Default::default() };
         Ok(Response::new(ShardsListResponse { shards: vec![shard], ..Default::default() }))
+    }
+
+    async fn change_members(
+        &self,
+        _: Request<ChangeMembersRequest>,
+    ) -> Result<Response<ChangeMembersResponse>, Status> {
+        Err(Status::invalid_argument("a group has 1 to 7 replicas, not 0"))
+    }
+
+    async fn drain_node(&self, _: Request<DrainNodeRequest>) -> Result<Response<DrainNodeResponse>, Status> {
+        Ok(Response::new(DrainNodeResponse {}))
+    }
+
+    async fn remove_node(&self, _: Request<RemoveNodeRequest>) -> Result<Response<RemoveNodeResponse>, Status> {
+        Err(Status::invalid_argument("n1 holds a replica of g1: drain it first"))
     }
 }

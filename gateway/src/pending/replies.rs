@@ -45,9 +45,11 @@ impl Pending {
             ReplyBody::Failed(error) if is_current => self.on_failed(index, error, cx),
             ReplyBody::Failed(_) => self.refused(index, is_current, cx),
             // The last two are not answers to what was asked: what that node did is unknown.
-            ReplyBody::Lost | ReplyBody::Current { .. } | ReplyBody::Map(_) | ReplyBody::Node(_) => {
-                self.lost(index, is_current, cx)
-            }
+            ReplyBody::Lost
+            | ReplyBody::Current { .. }
+            | ReplyBody::Map(_)
+            | ReplyBody::KnownMap { .. }
+            | ReplyBody::Node(_) => self.lost(index, is_current, cx),
         }
     }
 

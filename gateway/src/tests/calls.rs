@@ -240,3 +240,58 @@ fn without_a_quorum_every_call_fails_by_its_deadline() {
     assert_eq!(answers, [(1, no.clone()), (2, no.clone()), (3, maybe.clone()), (4, maybe), (5, no.clone()), (6, no)]);
     world.assert_idle();
 }
+
+#[test]
+fn what_is_asked_of_the_shardmaster_alone_is_asked_until_it_answers() {
+    let mut world = World::with_map(map(1, &[("", 2)]));
+    world.call(1, Call::ChangeMembers { group: GroupId(2), members: vec![NodeId(4)] });
+    let (node, first) = world.take_one();
+    assert_eq!((node, first.group), (NodeId(1), SHARDMASTER_GROUP));
+    world.reply(node, &first, ReplyBody::NotLeader { hint: Some(NodeId(3)) });
+    let (node, second) = world.take_one();
+    assert_eq!((node, &second.body), (NodeId(3), &first.body));
+    world.reply(node, &second, ReplyBody::Logged);
+    let noted = Answer { revision: Revision(10), body: AnswerBody::Noted };
+    assert_eq!(world.answers(), [(1, Ok(noted))]);
+
+    let (name, peer_address) = ("n4".to_owned(), "127.0.0.1:4".to_owned());
+    world.call(2, Call::AddNode { cluster: 7, name, incarnation: 9, peer_address, keeps: (true, true) });
+    let (node, request) = world.take_one();
+    world.reply(node, &request, ReplyBody::Node(NodeId(4)));
+    let joined = Answer { revision: Revision(10), body: AnswerBody::Node(NodeId(4)) };
+    assert_eq!(world.answers(), [(2, Ok(joined))]);
+    world.call(3, Call::RemoveNode { node: NodeId(4) });
+    let (node, request) = world.take_one();
+    let error = OpError::Malformed("n4 holds a replica".into());
+    world.reply(node, &request, ReplyBody::Failed(error.clone()));
+    assert_eq!(world.answers(), [(3, Err(CallError::Failed(error)))]);
+    world.assert_idle();
+}
+
+#[test]
+fn a_leader_on_an_unknown_node_is_found_by_the_map_of_one_who_does_not_lead() {
+    let mut world = World::with_map(map(1, &[("", 2)]));
+    world.call(1, Call::Map);
+    let (node, first) = world.take_one();
+    let mut known = map(2, &[("", 2)]);
+    known.nodes.push(NodeInfo { id: NodeId(4), name: "n4".into(), ..NodeInfo::default() });
+    world.reply(node, &first, ReplyBody::KnownMap { map: Box::new(known.clone()), hint: Some(NodeId(4)) });
+    let (node, second) = world.take_one();
+    assert_eq!((node, &second.body), (NodeId(4), &RequestBody::Map { have_version: 2 }));
+    assert_eq!(world.answers(), [], "who does not lead may not know the newest");
+    world.reply(node, &second, ReplyBody::Map(None));
+    let answers = world.answers();
+    let [(1, Ok(Answer { body: AnswerBody::Map(map), .. }))] = &answers[..] else { panic!("{answers:?}") };
+    assert_eq!(**map, known);
+}
+
+#[test]
+fn a_group_that_nobody_leads_here_any_more_is_looked_for_in_a_newer_map() {
+    let mut world = World::with_map(map(1, &[("", 2)]));
+    world.op(1, get("a"));
+    let (node, request) = world.take_one();
+    world.reply(node, &request, ReplyBody::NotLeader { hint: None });
+    let asks_for_map = |(_, request): &(NodeId, Request)| matches!(request.body, RequestBody::Map { .. });
+    assert!(world.take_all().iter().any(asks_for_map), "its members may have changed");
+}
+

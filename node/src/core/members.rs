@@ -16,6 +16,7 @@
 use super::lead::Waiter;
 use super::{Core, Group, Hosted};
 use crate::wire::NodeMessage;
+use paxos::flaw::{self, Flaw};
 use paxos::{Ballot, ConfigId, Configuration, GroupId, NodeId, Record, Time};
 use shardkv::map::{GroupInfo, SHARDMASTER_GROUP};
 use shardkv::store::Store;
@@ -105,6 +106,7 @@ impl<S: Store> Core<S> {
         self.beats.forget(id);
         self.end_transfers(id);
         let promised = group.replica.acceptor().promised().max(Configuration::floor(newest));
+        let promised = if flaw::is(Flaw::ForgetTombstone) { Ballot::default() } else { promised };
         self.comings.ended.insert(id, promised);
         self.out.log.push((id, Record::Closed(promised)));
         self.comings.closing.insert(id, Some(self.next_ticket));

@@ -8,6 +8,7 @@
 use super::lead::Waiter;
 use super::scans::reads_ranges;
 use super::{Core, Machine, ReadMode};
+use paxos::flaw::{self, Flaw};
 use paxos::{GroupId, NodeId, Time};
 use shardkv::ReadError;
 use shardkv::command::Command;
@@ -101,6 +102,7 @@ impl<S: Store> Core<S> {
             }
             _ => lead.last_write(),
         };
+        let behind = if flaw::is(Flaw::ReadBeforeWrites) { 0 } else { behind };
         let expires = now.plus(request.patience_micros);
         let read = WaitingRead { token, request, expires, known };
         if behind <= lead.done {
@@ -307,7 +309,13 @@ impl<S: Store> Core<S> {
     fn map_asked(&mut self, now: Time, waiter: Waiter, have_version: u64) {
         // Only the leader knows the newest map; it answers under its lease like a read.
         if let Err(refusal) = self.ready_lead(SHARDMASTER_GROUP) {
-            return self.answer(waiter, refusal);
+            let body = match refusal {
+                ReplyBody::NotLeader { hint } if self.map.version > have_version => {
+                    ReplyBody::KnownMap { map: Box::new((*self.map).clone()), hint }
+                }
+                refusal => refusal,
+            };
+            return self.answer(waiter, body);
         }
         if self.config.read_mode == ReadMode::Lease && !self.has_lease(now, SHARDMASTER_GROUP) {
             return self.answer(waiter, ReplyBody::NotLeader { hint: None });

@@ -29,6 +29,7 @@ impl Inner {
             | Input::Flushed(_)
             | Input::Snapshot(_)
             | Input::NoSpace(_)
+            | Input::Closed(_)
             | Input::Retire => None,
         }
     }

@@ -235,6 +235,7 @@ fn brief_reply(body: &ReplyBody) -> String {
             format!("{revision}: {} pairs", range.kvs.len())
         }
         ReplyBody::Map(Some(map)) => format!("map version {}", map.version),
+        ReplyBody::KnownMap { map, hint } => format!("known map version {}, ask {hint:?}", map.version),
         ReplyBody::Done { revision, .. } => format!("done at {revision}"),
         other => format!("{other:?}"),
     }

@@ -52,6 +52,9 @@ struct Arguments {
     /// Go on behind the first failure
     #[arg(long)]
     keep_going: bool,
+    /// Break every rule in turn, and print what noticed each after how many seeds, of at most so many
+    #[arg(long, value_name = "N")]
+    mutants: Option<u64>,
 }
 
 /// Which seeds, and until when.
@@ -127,6 +130,9 @@ struct Totals {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(most) = arguments.mutants {
+        return break_every_rule(most, arguments.jobs);
+    }
     let seeds = match seeds(&arguments) {
         Ok(seeds) => seeds,
         Err(problem) => {
@@ -192,4 +198,39 @@ fn report(totals: &Totals, took: Duration) -> ExitCode {
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
+}
+
+/// Simulated seconds with faults per seed, where a rule is broken.
+const MUTANT_SECONDS: u64 = 30;
+
+/// Runs seeds with each mutant until something notices it.
+fn break_every_rule(most: u64, jobs: usize) -> ExitCode {
+    let (next, survived) = (AtomicU64::new(0), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..jobs.max(1) {
+            scope.spawn(|| {
+                while let Some(mutant) = sim::mutant::ALL.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
+                    let options = Options { mutant: Some(*mutant), seconds: MUTANT_SECONDS, ..Options::default() };
+                    let caught = (0..most).find_map(|seed| Some((seed, run(seed, options).err()?.what)));
+                    match caught {
+                        Some((seed, what)) => {
+                            let first: String = what.lines().next().unwrap_or_default().chars().take(150).collect();
+                            println!("{mutant:<26} {:>4} seeds  {first}", seed + 1);
+                        }
+                        None => {
+                            survived.fetch_add(1, Ordering::Relaxed);
+                            println!("{mutant:<26} SURVIVED {most} seeds");
+                        }
+                    }
+                }
+            });
+        }
+    });
+    match survived.into_inner() {
+        0 => ExitCode::SUCCESS,
+        count => {
+            eprintln!("{count} mutants survived");
+            ExitCode::FAILURE
+        }
+    }
 }

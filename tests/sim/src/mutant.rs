@@ -1,6 +1,8 @@
-//! Deliberate faults of the host: each breaks one rule that the design relies on, and the checkers
-//! must notice. What a checker does not notice in a mutant it would not notice in a bug.
+//! Deliberate faults of the host, and bugs in the code that it hosts ([`paxos::flaw`]): each breaks one rule
+//! that the design relies on, and the checkers must notice. What a checker does not notice in a mutant it would
+//! not notice in a bug.
 
+use paxos::flaw::Flaw;
 use std::fmt;
 use std::str::FromStr;
 
@@ -29,6 +31,8 @@ pub enum Mutant {
     SkipEntry,
     /// A leader makes up its peers' grants, so its lease never ends.
     MakeUpGrants,
+    /// A bug in the code itself.
+    Flaw(Flaw),
 }
 
 /// All of them.
@@ -44,6 +48,14 @@ pub const ALL: &[Mutant] = &[
     Mutant::LosePromises,
     Mutant::SkipEntry,
     Mutant::MakeUpGrants,
+    Mutant::Flaw(Flaw::VoteBeforeLearning),
+    Mutant::Flaw(Flaw::AppendBehindStopSign),
+    Mutant::Flaw(Flaw::ForgetSeal),
+    Mutant::Flaw(Flaw::AdoptPieceByPiece),
+    Mutant::Flaw(Flaw::LeaseOfAnyBallot),
+    Mutant::Flaw(Flaw::ReadWithoutLease),
+    Mutant::Flaw(Flaw::ReadBeforeWrites),
+    Mutant::Flaw(Flaw::ForgetTombstone),
 ];
 
 impl Mutant {
@@ -61,13 +73,21 @@ impl Mutant {
             Mutant::LosePromises => "lose-promises",
             Mutant::SkipEntry => "skip-entry",
             Mutant::MakeUpGrants => "make-up-grants",
+            Mutant::Flaw(Flaw::VoteBeforeLearning) => "vote-before-learning",
+            Mutant::Flaw(Flaw::AppendBehindStopSign) => "append-behind-stop-sign",
+            Mutant::Flaw(Flaw::ForgetSeal) => "forget-seal",
+            Mutant::Flaw(Flaw::AdoptPieceByPiece) => "adopt-piece-by-piece",
+            Mutant::Flaw(Flaw::LeaseOfAnyBallot) => "lease-of-any-ballot",
+            Mutant::Flaw(Flaw::ReadWithoutLease) => "read-without-lease",
+            Mutant::Flaw(Flaw::ReadBeforeWrites) => "read-before-writes",
+            Mutant::Flaw(Flaw::ForgetTombstone) => "forget-tombstone",
         }
     }
 }
 
 impl fmt::Display for Mutant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        f.pad(self.name())
     }
 }
 

@@ -1,6 +1,7 @@
 //! Runs one seed, and catches what goes wrong with the trace that led there.
 
 use crate::coverage::Coverage;
+use crate::mutant::Mutant;
 use crate::plan::{Options, Plan};
 use crate::world::World;
 use std::cell::RefCell;
@@ -104,6 +105,10 @@ fn catch_panics() {
 /// Runs one seed.
 pub fn run(seed: u64, options: Options) -> Result<Summary, Box<Failure>> {
     catch_panics();
+    paxos::flaw::put(match options.mutant {
+        Some(Mutant::Flaw(flaw)) => Some(flaw),
+        Some(_) | None => None,
+    });
     let mut world = World::new(Plan::new(seed, options));
     PANIC.set(Some(String::new()));
     let outcome = catch_unwind(AssertUnwindSafe(|| world.run()));

@@ -1,0 +1,48 @@
+//! Deliberate bugs, to prove that the simulator's checkers see them: each breaks one rule that the design
+//! relies on. There are none but in builds with the feature `mutants`, and there none unless a test puts one
+//! in, for its own thread.
+
+/// A broken rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Flaw {
+    /// A replica votes before it has caught up.
+    VoteBeforeLearning,
+    /// A leader appends and serves behind a stop-sign.
+    AppendBehindStopSign,
+    /// Whoever knows that a configuration is sealed forgets it in a crash.
+    ForgetSeal,
+    /// Pieces of an AcceptSync move the log's ballot one by one, not together.
+    AdoptPieceByPiece,
+    /// A pong counts for the lease whichever ballot its sender has promised.
+    LeaseOfAnyBallot,
+    /// A leader answers reads without a lease.
+    ReadWithoutLease,
+    /// A read does not wait for the writes on its range that came before it.
+    ReadBeforeWrites,
+    /// A replica that was closed forgets what it had promised.
+    ForgetTombstone,
+}
+
+#[cfg(feature = "mutants")]
+thread_local! {
+    static PRESENT: std::cell::Cell<Option<Flaw>> = const { std::cell::Cell::new(None) };
+}
+
+/// Puts a bug in, on this thread, or takes it out.
+#[cfg(feature = "mutants")]
+pub fn put(flaw: Option<Flaw>) {
+    PRESENT.set(flaw);
+}
+
+/// Whether a bug is in.
+#[cfg(feature = "mutants")]
+pub fn is(flaw: Flaw) -> bool {
+    PRESENT.get() == Some(flaw)
+}
+
+/// No bug is in.
+#[cfg(not(feature = "mutants"))]
+#[inline(always)]
+pub fn is(_: Flaw) -> bool {
+    false
+}

@@ -1,0 +1,146 @@
+//! Replicas and nodes come and go under load, and clients notice nothing: a node joins, takes the places of
+//! others in every group (the shardmaster's among them), one is drained and forgotten, one loses its disk.
+
+use bytes::Bytes;
+use e2e::client::{channel, kv};
+use e2e::cluster::{Cluster, free_ports};
+use e2e::process::Process;
+use e2e::system::{Layout, System};
+use proto::etcdserverpb as pb;
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long writes may be held up at most by one change.
+const STALL_MAX: Duration = Duration::from_secs(10);
+
+/// Runs the binary to its end; what it says.
+fn run(words: &[&str]) -> Result<String, String> {
+    let binary = System::Cloudpaxos.binary().expect("the binary is built");
+    let output = Command::new(binary).args(words).output().expect("it runs");
+    match output.status.success() {
+        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+    }
+}
+
+/// Appends to a key of its own and reads it back, without a pause: no request fails, none is lost or done
+/// twice, and no read is stale.
+async fn append(endpoint: String, number: u64, stop: Arc<AtomicBool>, done: Arc<AtomicU64>) -> Duration {
+    let mut client = kv(channel(&endpoint));
+    let key = Bytes::from(format!("{}/own", char::from(b'a' + (number * 3) as u8)));
+    let (mut longest, mut version) = (Duration::ZERO, 0);
+    while !stop.load(Ordering::Relaxed) {
+        let begun = Instant::now();
+        version += 1;
+        let value = Bytes::from(version.to_string());
+        let put = pb::PutRequest { key: key.clone(), value: value.clone(), ..Default::default() };
+        client.put(put).await.unwrap_or_else(|error| panic!("{number}: put {version}: {error}"));
+        let range = pb::RangeRequest { key: key.clone(), ..Default::default() };
+        let read = client.range(range).await.unwrap_or_else(|error| panic!("{number}: get {version}: {error}"));
+        let pair = &read.get_ref().kvs[0];
+        assert_eq!((&pair.value, pair.version), (&value, version), "{number}");
+        longest = longest.max(begun.elapsed());
+        done.fetch_add(1, Ordering::Relaxed);
+    }
+    longest
+}
+
+/// The command line of a node that joins.
+fn joining(cluster: &Cluster, name: &str, data: &Path, (client, peer): (u16, u16)) -> Vec<OsString> {
+    let first = cluster.member(0);
+    let token = format!("e2e-{}", first.data.parent().expect("below the cluster's").display());
+    let members: Vec<String> = cluster
+        .numbers()
+        .into_iter()
+        .map(|number| format!("{}=127.0.0.1:{}", cluster.member(number).name, cluster.member(number).peer_port))
+        .collect();
+    let words = [
+        ("--name", name.to_owned()),
+        ("--data-dir", data.display().to_string()),
+        ("--initial-cluster", members.join(",")),
+        ("--cluster-token", token),
+        ("--listen-client", format!("127.0.0.1:{client}")),
+        ("--listen-peer", format!("127.0.0.1:{peer}")),
+        ("--advertise-peer", format!("127.0.0.1:{peer}")),
+    ];
+    let words = words.into_iter().flat_map(|(option, value)| [option.into(), value.into()]);
+    ["start".into(), "--join".into()].into_iter().chain(words).collect()
+}
+
+fn start(cluster: &Cluster, name: &str, data: &Path, ports: (u16, u16)) -> Process {
+    let binary = System::Cloudpaxos.binary().expect("the binary is built");
+    let log = data.with_extension("log");
+    Process::start(name, &binary, &joining(cluster, name, data, ports), &log).expect("it starts")
+}
+
+async fn await_node(endpoint: &str, name: &str) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let listed = run(&["nodes", "list", "--endpoints", endpoint]).unwrap_or_default();
+        if listed.lines().any(|line| line.contains(&format!(" {name} ")) && line.contains("alive")) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{name} has not joined:\n{listed}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_come_and_go_and_no_request_fails() {
+    let parent = tempfile::tempdir().expect("a directory");
+    let mut cluster = Cluster::start(System::Cloudpaxos, Layout::AllRoles, parent.path()).await.expect("a cluster");
+    let ports = free_ports(4).expect("four free ports");
+    let third = cluster.endpoint(2).expect("it serves clients");
+    let address = third.trim_start_matches("http://").to_owned();
+    let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let clients: Vec<_> =
+        (0..8).map(|number| tokio::spawn(append(third.clone(), number, stop.clone(), done.clone()))).collect();
+    let well = |words: &[&str]| {
+        let said = run(&[words, &["--endpoints", &address]].concat());
+        said.unwrap_or_else(|error| panic!("{words:?}: {error}"))
+    };
+
+    let n4 = parent.path().join("n4");
+    let _n4 = start(&cluster, "n4", &n4, (ports[0], ports[1]));
+    await_node(&address, "n4").await;
+    for (group, old) in [("2", "n1"), ("3", "n2"), ("1", "n3")] {
+        let said = tokio::task::block_in_place(|| well(&["groups", "replace", group, old, "n4"]));
+        assert!(said.contains("n4") && !said.contains(old), "{said}");
+    }
+
+    // n1 is emptied, forgotten, and stopped.
+    let said = tokio::task::block_in_place(|| well(&["nodes", "drain", "n1"]));
+    assert!(said.contains("holds no replicas"), "{said}");
+    well(&["nodes", "remove", "n1"]);
+    cluster.stop(0).expect("it stops");
+
+    // n2 loses its disk: under its old name it is refused, and another node takes its places.
+    cluster.kill(1).expect("kill -9");
+    std::fs::remove_dir_all(&cluster.member(1).data).expect("it was there");
+    cluster.launch(1).expect("it is started");
+    let (status, told) = tokio::task::block_in_place(|| cluster.wait_exit(1)).expect("it ends by itself");
+    assert!(!status.success() && told.contains("another data directory"), "{told}");
+    let n5 = parent.path().join("n5");
+    let _n5 = start(&cluster, "n5", &n5, (ports[2], ports[3]));
+    await_node(&address, "n5").await;
+    tokio::task::block_in_place(|| well(&["nodes", "drain", "n2"]));
+    let before = done.load(Ordering::Relaxed);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while done.load(Ordering::Relaxed) < before + 200 {
+        assert!(Instant::now() < deadline, "writes do not go on");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    let mut longest = Duration::ZERO;
+    for client in clients {
+        longest = longest.max(client.await.expect("no request failed"));
+    }
+    eprintln!("{} appends, the longest took {longest:?}", done.load(Ordering::Relaxed));
+    assert!(longest < STALL_MAX, "{longest:?}");
+    let groups = well(&["groups", "list"]);
+    assert!(!groups.contains("n1") && !groups.contains("n2"), "{groups}");
+}
