@@ -53,7 +53,10 @@ fn replaced(
     let draining = |node: NodeId| map.nodes.iter().any(|known| known.id == node && known.draining);
     let leaves = |node: &NodeId| dead.contains(node) || draining(*node);
     let mut members = group.replicas.clone();
-    for leaving in group.replicas.iter().filter(|node| leaves(node)) {
+    let mut leaving: Vec<&NodeId> = group.replicas.iter().filter(|node| leaves(node)).collect();
+    // Where there are too few places, the dead come first: the others still vote.
+    leaving.sort_by_key(|node| !dead.contains(node));
+    for leaving in leaving {
         let free = map.nodes.iter().filter(|node| keeps(node, group.id) && !leaves(&node.id));
         let free = free.map(|node| node.id).filter(|node| !members.contains(node));
         let Some(newcomer) = free.min_by_key(|node| (replicas.get(node).copied().unwrap_or(0), *node)) else {
