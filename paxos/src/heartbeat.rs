@@ -181,6 +181,11 @@ impl Heartbeats {
         }
     }
 
+    /// A node has left the cluster for good; no group has it among its members.
+    pub fn remove_peer(&mut self, node: NodeId) {
+        self.peers.remove(&node);
+    }
+
     /// This node has no replica of a group any more. Others keep what they know: it says nothing new.
     pub fn forget(&mut self, group: GroupId) {
         self.own.remove(&group);

@@ -231,3 +231,109 @@ impl MasterState {
 fn refused(why: String) -> MasterOutcome {
     MasterOutcome::Failed(OpError::Malformed(why))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shardkv::map::{GroupInfo, SHARDMASTER_GROUP};
+
+    const CLUSTER: u64 = 7;
+    const GROUP: GroupId = GroupId(2);
+
+    fn ids(ids: &[u64]) -> Vec<NodeId> {
+        ids.iter().copied().map(NodeId).collect()
+    }
+
+    fn state() -> MasterState {
+        let members = ids(&[1, 2, 3]);
+        let node = |id: &NodeId| NodeInfo { id: *id, name: id.to_string(), ..NodeInfo::default() };
+        let map = ShardMap {
+            cluster_id: CLUSTER,
+            shards: crate::initial_shards(&[], &[GROUP]),
+            shardmaster: GroupInfo::new(SHARDMASTER_GROUP, members.clone()),
+            groups: vec![GroupInfo::new(GROUP, members.clone())],
+            nodes: members.iter().map(node).collect(),
+            ..ShardMap::default()
+        };
+        let mut state = MasterState::default();
+        assert_eq!(state.apply(MasterCommand::Genesis(Box::new(map))), MasterOutcome::Applied);
+        state
+    }
+
+    fn join(state: &mut MasterState, name: &str, incarnation: u64) -> MasterOutcome {
+        let (name, peer_address) = (name.to_owned(), String::new());
+        state.apply(MasterCommand::AddNode { cluster: CLUSTER, name, incarnation, peer_address, keeps: (true, true) })
+    }
+
+    fn change(state: &mut MasterState, members: &[u64]) -> MasterOutcome {
+        state.apply(MasterCommand::ChangeMembers { group: GROUP, members: ids(members) })
+    }
+
+    fn is_refused(outcome: &MasterOutcome) -> bool {
+        matches!(outcome, MasterOutcome::Failed(_))
+    }
+
+    #[test]
+    fn a_node_joins_once_and_no_id_is_given_twice() {
+        let mut state = state();
+        assert_eq!(join(&mut state, "n4", 44), MasterOutcome::Node(NodeId(4)));
+        let version = state.map.version;
+        assert_eq!(join(&mut state, "n4", 44), MasterOutcome::Node(NodeId(4)), "asked again");
+        assert_eq!(state.map.version, version);
+        assert!(is_refused(&join(&mut state, "n4", 45)), "another directory under the same name");
+        assert_eq!(state.apply(MasterCommand::RemoveNode { node: NodeId(4) }), MasterOutcome::Applied);
+        assert_eq!(join(&mut state, "n4", 45), MasterOutcome::Node(NodeId(5)), "a new one may have the name");
+        let stranger = MasterCommand::AddNode {
+            cluster: CLUSTER + 1,
+            name: "n6".into(),
+            incarnation: 6,
+            peer_address: String::new(),
+            keeps: (true, true),
+        };
+        assert!(is_refused(&state.apply(stranger)));
+    }
+
+    #[test]
+    fn a_node_with_replicas_is_not_forgotten() {
+        let mut state = state();
+        assert!(is_refused(&state.apply(MasterCommand::RemoveNode { node: NodeId(1) })));
+        join(&mut state, "n4", 44);
+        change(&mut state, &[2, 3, 4]);
+        assert!(is_refused(&state.apply(MasterCommand::RemoveNode { node: NodeId(4) })), "it is to get one");
+    }
+
+    #[test]
+    fn a_wish_stands_until_it_has_come_true_or_is_called_off() {
+        let mut state = state();
+        let next = |state: &MasterState| state.map.group(GROUP).map(|group| group.next.clone()).unwrap_or_default();
+        assert!(is_refused(&change(&mut state, &[])) && is_refused(&change(&mut state, &[1, 2, 9])));
+        join(&mut state, "n4", 44);
+        assert_eq!(change(&mut state, &[4, 3, 3, 2]), MasterOutcome::Applied);
+        assert_eq!(next(&state), ids(&[2, 3, 4]));
+        change(&mut state, &[1, 2, 3]);
+        assert_eq!(next(&state), [], "called off");
+        change(&mut state, &[2, 3, 4]);
+        let configured = |config, members: &[u64]| {
+            let (config, members) = (ConfigId(config), ids(members));
+            MasterCommand::Configured { group: GROUP, config, members }
+        };
+        state.apply(configured(1, &[1, 2]));
+        assert_eq!(next(&state), ids(&[2, 3, 4]), "another change came first");
+        state.apply(configured(2, &[2, 3, 4]));
+        let group = state.map.group(GROUP).expect("it is there").clone();
+        assert_eq!((group.config, group.replicas, group.next), (ConfigId(2), ids(&[2, 3, 4]), vec![]));
+        let version = state.map.version;
+        state.apply(configured(1, &[1, 2]));
+        assert_eq!(state.map.version, version, "an old report changes nothing");
+    }
+
+    #[test]
+    fn where_a_node_is_reached_does_not_undo_its_draining() {
+        let mut state = state();
+        state.apply(MasterCommand::DrainNode { node: NodeId(1), drain: true });
+        let info = NodeInfo { id: NodeId(1), name: "n1".into(), peer_address: "there".into(), ..NodeInfo::default() };
+        state.apply(MasterCommand::Register(Box::new(info)));
+        let node = &state.map.nodes[0];
+        assert_eq!((node.draining, node.peer_address.as_str()), (true, "there"));
+    }
+}

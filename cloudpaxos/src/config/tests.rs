@@ -340,3 +340,21 @@ fn dev_needs_no_decision_and_takes_a_free_port() {
     assert_eq!(resolve(&["--listen", "127.0.0.1:0"]).expect("a free port").genesis, config.genesis);
     assert!(resolve(&["--listen", "0.0.0.0:2379"]).is_err(), "plain text stays at home");
 }
+
+#[test]
+fn a_node_that_joins_is_none_of_those_that_form_the_cluster_and_says_where_it_is() {
+    let list = "n1=127.0.0.1:1,n2=127.0.0.1:2,n3=127.0.0.1:3";
+    let joining = |words: &[&str]| {
+        let usual = ["--name", "n4", "--data-dir", "/d", "--initial-cluster", list, "--listen-peer", "127.0.0.1:4"];
+        resolve(&usual.iter().chain(words).copied().collect::<Vec<_>>())
+    };
+    let config = joining(&["--join", "--advertise-peer", "127.0.0.1:4"]).expect("it stands");
+    assert!(config.join && config.genesis.is_some_and(|genesis| genesis.members.len() == 3));
+    let told = |result: Result<StartConfig, ConfigError>| result.expect_err("it must not stand").to_string();
+    assert!(told(joining(&["--join"])).contains("advertise-peer"));
+    let error = told(joining(&["--advertise-peer", "127.0.0.1:4"]));
+    assert!(error.contains("--join one that exists"), "{error}");
+    assert!(complaint(&["--join"]).contains("none of those that form the cluster"));
+    assert!(complaint(&["--dead-after-seconds", "5"]).contains("ten election timeouts"));
+    assert_eq!(node(&["--dead-after-seconds", "0"]).expect("never").timing.dead_after, Duration::ZERO);
+}

@@ -286,3 +286,22 @@ fn how_a_cluster_was_restored_is_part_of_its_id() {
     assert_ne!(plain.cluster_id(), id(descent));
     assert!(others.into_iter().all(|other| id(other) != id(descent)));
 }
+
+#[test]
+fn a_node_that_joins_keeps_its_directory_from_before_it_has_an_id() {
+    let base = directory();
+    let (name, genesis) = (name("n4"), genesis("t"));
+    let claim = |joins| Claim { name: &name, token: None, genesis: Some(&genesis), lease_ms: 800, joins };
+    assert!(matches!(open(base.path(), claim(false)), Err(IdentityError::NotAMember { .. })));
+    let first = open(base.path(), claim(true)).expect("an empty directory becomes ours");
+    assert_eq!(first.identity.node_id, UNASSIGNED);
+    let incarnation = first.identity.incarnation;
+    drop(first);
+    // It was cut short before the cluster had answered: the same node asks again.
+    let mut again = open(base.path(), claim(true)).expect("ours");
+    assert_eq!((again.identity.node_id, again.identity.incarnation), (UNASSIGNED, incarnation));
+    assign(&again.path, &mut again.identity, NodeId(4)).expect("writable");
+    drop(again);
+    let later = open(base.path(), claim(false)).expect("ours, without being told again");
+    assert_eq!((later.identity.node_id, later.identity.incarnation), (NodeId(4), incarnation));
+}

@@ -294,4 +294,3 @@ fn a_group_that_nobody_leads_here_any_more_is_looked_for_in_a_newer_map() {
     let asks_for_map = |(_, request): &(NodeId, Request)| matches!(request.body, RequestBody::Map { .. });
     assert!(world.take_all().iter().any(asks_for_map), "its members may have changed");
 }
-

@@ -55,6 +55,8 @@ pub(super) struct Comings {
     closing: BTreeMap<GroupId, Option<u64>>,
     /// What replicas that have ended here had promised.
     pub(super) ended: BTreeMap<GroupId, Ballot>,
+    /// Groups whose leader, here, drains for a change.
+    sealing: BTreeSet<GroupId>,
     /// On the shardmaster's leader: since when nodes have not been reached.
     unreached: BTreeMap<NodeId, Time>,
     /// When replicas were last placed anew.
@@ -62,14 +64,17 @@ pub(super) struct Comings {
 }
 
 impl<S: Store> Core<S> {
-    /// Nodes that have joined.
+    /// Nodes that have joined are met, and those that were removed forgotten.
     pub(super) fn meet_nodes(&mut self) {
-        for node in &self.map.nodes {
-            if !self.config.nodes.contains(&node.id) {
-                self.config.nodes.push(node.id);
-                self.beats.add_peer(node.id);
-            }
+        if self.map.nodes.is_empty() {
+            return;
         }
+        let present: Vec<NodeId> = self.map.nodes.iter().map(|node| node.id).collect();
+        for gone in self.config.nodes.iter().filter(|node| !present.contains(node)) {
+            self.beats.remove_peer(*gone);
+        }
+        present.iter().for_each(|node| self.beats.add_peer(*node));
+        self.config.nodes = present;
     }
 
     /// Opens and closes replicas as the map says.
@@ -171,19 +176,22 @@ impl<S: Store> Core<S> {
         if group.replica.learners() != learners {
             self.step(now, id, paxos::Input::Learners(learners));
         }
-        if sealing && drained {
-            self.step(now, id, paxos::Input::Seal(present.next(wanted)));
+        match (sealing, drained) {
+            (true, true) => self.step(now, id, paxos::Input::Seal(present.next(wanted))),
+            (true, false) => drop(self.comings.sealing.insert(id)),
+            (false, _) => {}
         }
     }
 
     /// Leaders that drain for a change: the ticks alone would be slow.
     pub(super) fn seal_drained(&mut self, now: Time) {
-        let drained = self
-            .groups
-            .iter()
-            .filter(|(_, group)| group.lead.as_ref().is_some_and(|lead| lead.sealing && lead.is_drained()));
-        let drained: Vec<GroupId> = drained.map(|(id, _)| *id).collect();
+        let drained = |id: &&GroupId| {
+            let lead = self.groups.get(id).and_then(|group| group.lead.as_ref());
+            lead.is_none_or(|lead| !lead.sealing || lead.is_drained())
+        };
+        let drained: Vec<GroupId> = self.comings.sealing.iter().filter(drained).copied().collect();
         for id in drained {
+            self.comings.sealing.remove(&id);
             self.follow_plan(now, id);
         }
     }

@@ -71,8 +71,14 @@ impl World {
         let calls = std::mem::take(&mut gateway.calls);
         self.coverage.hit("gateway.crash");
         self.trace.line(self.now, format_args!("gateway {index} dies with {} calls", calls.len()));
-        for client in calls.into_values() {
-            self.call_lost(client);
+        let asking: Vec<usize> = calls.into_values().collect();
+        for client in 0..self.clients.len() {
+            if asking.contains(&client) {
+                self.call_lost(client);
+            } else if self.clients[client].gateway == index {
+                // Its connection ends, too, and with it what holds within one.
+                self.clients[client].id = self.new_client_id();
+            }
         }
     }
 
