@@ -47,7 +47,7 @@ pub enum NodeMessage {
     MapReply(Box<ShardMap>),
     /// To the shardmaster's leader: this is how the sender is reached; the map should say so.
     Register(Box<NodeInfo>),
-    /// To the shardmaster's leader, from a group's: this configuration is in force.
+    /// To the shardmaster's leader, from a group's: this configuration is in force, or is about to be.
     Configured {
         /// The group.
         group: GroupId,
@@ -55,6 +55,8 @@ pub enum NodeMessage {
         config: ConfigId,
         /// Who votes in it.
         members: Vec<NodeId>,
+        /// Whether it has begun.
+        begun: bool,
     },
     /// A piece of a group's image.
     SnapshotPiece {

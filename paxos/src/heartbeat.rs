@@ -186,9 +186,10 @@ impl Heartbeats {
         self.peers.remove(&node);
     }
 
-    /// This node has no replica of a group any more. Others keep what they know: it says nothing new.
+    /// This node has no replica of a group any more: it follows nobody, and others must not take it for content.
     pub fn forget(&mut self, group: GroupId) {
-        self.own.remove(&group);
+        self.version += 1;
+        self.own.insert(group, (Status::default(), self.version));
         self.frozen.remove(&group);
     }
 

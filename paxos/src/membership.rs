@@ -51,6 +51,14 @@ impl Replica {
         (next.id > accepted.config && !flaw::is(Flaw::AppendBehindStopSign)).then_some((last, next))
     }
 
+    /// What follows the configuration that this replica leads, where that is sealed for good: the members of
+    /// the next one are waited for.
+    pub fn sealed_into(&self) -> Option<Configuration> {
+        let leads = matches!(self.role, Role::Leading(_));
+        let (_, next) = self.seal().filter(|(slot, _)| leads && self.acceptor.decided() >= *slot)?;
+        Some(next)
+    }
+
     /// In which configuration this replica takes part in elections, and who votes there. Usually the one
     /// that it is in; where too few of that one's members know of it, the one before, to tell them.
     pub(crate) fn scope(&self, now: Time, heartbeats: &Heartbeats) -> (ConfigId, Vec<NodeId>) {

@@ -108,7 +108,8 @@ struct Mark {
 }
 
 /// Whether an acceptor that promised `promised` may promise `ballot` now: to the same node, after a
-/// hand-over by the old leader, or when the lease that it granted has ended.
+/// hand-over by the old leader, when the lease that it granted has ended, or in a later configuration: where
+/// that has begun (and only who knows it asks, or answers) no leader of a former one serves any more.
 fn may_promise(
     heartbeats: &Heartbeats,
     group: GroupId,
@@ -117,7 +118,10 @@ fn may_promise(
     handover: Option<Ballot>,
     now: Time,
 ) -> bool {
-    promised.node == ballot.node || handover == Some(promised) || now >= heartbeats.grant_ends(group, promised)
+    promised.node == ballot.node
+        || promised.config < ballot.config
+        || handover == Some(promised)
+        || now >= heartbeats.grant_ends(group, promised)
 }
 
 /// Who and where a replica is.

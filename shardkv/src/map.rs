@@ -29,17 +29,20 @@ pub struct GroupInfo {
     pub config: ConfigId,
     /// The members wanted next, ascending; empty while no change is under way.
     pub next: Vec<NodeId>,
+    /// The members of the next configuration, where its stop-sign is decided and it has not begun: whatever is
+    /// wanted by now, it needs them.
+    pub sealed: Vec<NodeId>,
 }
 
 impl GroupInfo {
     /// A group in its first configuration.
     pub fn new(id: GroupId, replicas: Vec<NodeId>) -> GroupInfo {
-        GroupInfo { id, replicas, config: ConfigId(0), next: Vec::new() }
+        GroupInfo { id, replicas, ..GroupInfo::default() }
     }
 
     /// Whether a node is to host a replica, now or next.
     pub fn involves(&self, node: NodeId) -> bool {
-        self.replicas.contains(&node) || self.next.contains(&node)
+        [&self.replicas, &self.next, &self.sealed].iter().any(|nodes| nodes.contains(&node))
     }
 }
 

@@ -49,7 +49,7 @@ pub enum MasterCommand {
         /// Whom; its present ones call off a change that is under way.
         members: Vec<NodeId>,
     },
-    /// A group is in this configuration now: its leader there has said so.
+    /// A group is in this configuration now, or is about to be: its leader has said so.
     Configured {
         /// Which.
         group: GroupId,
@@ -57,6 +57,8 @@ pub enum MasterCommand {
         config: ConfigId,
         /// Who votes there.
         members: Vec<NodeId>,
+        /// Whether it has begun: a majority of them has everything. Else the stop-sign is decided, no more.
+        begun: bool,
     },
     /// The sequencer may hand out numbers up to this one.
     Reserve {
@@ -148,7 +150,9 @@ impl MasterState {
             }
             MasterCommand::RemoveNode { node } => self.remove_node(node),
             MasterCommand::ChangeMembers { group, members } => self.change_members(group, members),
-            MasterCommand::Configured { group, config, members } => self.configured(group, config, members),
+            MasterCommand::Configured { group, config, members, begun } => {
+                self.configured(group, config, members, begun)
+            }
             MasterCommand::Reserve { up_to } => {
                 self.reserved_up_to = self.reserved_up_to.max(up_to);
                 MasterOutcome::Applied
@@ -215,13 +219,17 @@ impl MasterState {
         MasterOutcome::Applied
     }
 
-    fn configured(&mut self, id: GroupId, config: ConfigId, members: Vec<NodeId>) -> MasterOutcome {
+    fn configured(&mut self, id: GroupId, config: ConfigId, members: Vec<NodeId>, begun: bool) -> MasterOutcome {
         let Some(group) = self.map.group_mut(id) else { return refused(format!("{id} is no group of the map")) };
-        if config > group.config {
+        if begun && config > group.config {
             if group.next == members {
                 group.next.clear();
             }
+            group.sealed.clear();
             (group.config, group.replicas) = (config, members);
+            self.map.version += 1;
+        } else if !begun && config.0 == group.config.0 + 1 && group.sealed != members {
+            group.sealed = members;
             self.map.version += 1;
         }
         MasterOutcome::Applied
@@ -315,7 +323,7 @@ mod tests {
         change(&mut state, &[2, 3, 4]);
         let configured = |config, members: &[u64]| {
             let (config, members) = (ConfigId(config), ids(members));
-            MasterCommand::Configured { group: GROUP, config, members }
+            MasterCommand::Configured { group: GROUP, config, members, begun: true }
         };
         state.apply(configured(1, &[1, 2]));
         assert_eq!(next(&state), ids(&[2, 3, 4]), "another change came first");
@@ -325,6 +333,25 @@ mod tests {
         let version = state.map.version;
         state.apply(configured(1, &[1, 2]));
         assert_eq!(state.map.version, version, "an old report changes nothing");
+    }
+
+    #[test]
+    fn who_is_named_by_a_decided_stop_sign_is_needed_whatever_is_wanted_by_now() {
+        let mut state = state();
+        join(&mut state, "n4", 44);
+        let sealed = |config, begun| {
+            let (config, members) = (ConfigId(config), ids(&[2, 3, 4]));
+            MasterCommand::Configured { group: GROUP, config, members, begun }
+        };
+        state.apply(sealed(1, false));
+        change(&mut state, &[1, 2, 3]);
+        let group = |state: &MasterState| state.map.group(GROUP).expect("it is there").clone();
+        assert!(group(&state).involves(NodeId(4)) && group(&state).replicas == ids(&[1, 2, 3]));
+        assert!(is_refused(&state.apply(MasterCommand::RemoveNode { node: NodeId(4) })));
+        state.apply(sealed(1, true));
+        assert_eq!((group(&state).replicas, group(&state).sealed), (ids(&[2, 3, 4]), vec![]));
+        state.apply(sealed(1, false));
+        assert_eq!(group(&state).sealed, [], "an old report changes nothing");
     }
 
     #[test]

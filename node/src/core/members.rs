@@ -160,10 +160,17 @@ impl<S: Store> Core<S> {
     pub(super) fn follow_plan(&mut self, now: Time, id: GroupId) {
         let Some(plan) = self.map.group(id).cloned() else { return };
         let Some(group) = self.groups.get_mut(&id) else { return };
+        if let Some(next) = group.replica.sealed_into() {
+            // It waits for members who may have closed their replicas, because something else is wanted by now.
+            if plan.sealed != next.members {
+                self.tell_configuration(now, id, next, false);
+            }
+            return;
+        }
         let Some(lead) = group.lead.as_mut() else { return };
         let present = group.replica.configuration().clone();
         if plan.config < present.id && lead.ready {
-            return self.tell_configuration(now, id, present);
+            return self.tell_configuration(now, id, present, true);
         }
         let wanted = wanted(&plan, &present);
         let learners: Vec<NodeId> = wanted.iter().copied().filter(|node| !present.contains(*node)).collect();
@@ -222,21 +229,31 @@ impl<S: Store> Core<S> {
         }
     }
 
-    /// The shardmaster is told what is in force, until the map says so.
-    fn tell_configuration(&mut self, now: Time, group: GroupId, configuration: Configuration) {
+    /// The shardmaster is told what is in force, or about to be, until the map says so.
+    fn tell_configuration(&mut self, now: Time, group: GroupId, configuration: Configuration, begun: bool) {
         let Configuration { id: config, members, .. } = configuration;
         match self.leader_of(SHARDMASTER_GROUP) {
-            Some(leader) if leader == self.config.me => self.configured(now, group, config, members),
-            Some(leader) => self.out.send.push((leader, NodeMessage::Configured { group, config, members })),
+            Some(leader) if leader == self.config.me => self.configured(now, group, config, members, begun),
+            Some(leader) => self.out.send.push((leader, NodeMessage::Configured { group, config, members, begun })),
             None => {}
         }
     }
 
-    /// A group's leader says which configuration is in force.
-    pub(super) fn configured(&mut self, now: Time, group: GroupId, config: ConfigId, members: Vec<NodeId>) {
-        let news = self.map.group(group).is_some_and(|known| known.config < config);
+    /// A group's leader says which configuration is in force, or about to be.
+    pub(super) fn configured(
+        &mut self,
+        now: Time,
+        group: GroupId,
+        config: ConfigId,
+        members: Vec<NodeId>,
+        begun: bool,
+    ) {
+        let news = self.map.group(group).is_some_and(|known| match begun {
+            true => known.config < config,
+            false => known.config < config && known.sealed != members,
+        });
         if news && self.ready_lead(SHARDMASTER_GROUP).is_ok() {
-            let command = MasterCommand::Configured { group, config, members };
+            let command = MasterCommand::Configured { group, config, members, begun };
             self.propose_master(now, Waiter::Nobody, &command);
         }
     }

@@ -269,7 +269,9 @@ impl<S: Store> Core<S> {
             }
             NodeMessage::Follow { group, slot, contexts } => self.follow_entry(now, group, slot, contexts),
             NodeMessage::Register(info) => self.register(now, *info),
-            NodeMessage::Configured { group, config, members } => self.configured(now, group, config, members),
+            NodeMessage::Configured { group, config, members, begun } => {
+                self.configured(now, group, config, members, begun);
+            }
             NodeMessage::MapReply(map) => self.learn_map(Arc::new(*map)),
             NodeMessage::SnapshotPiece { .. }
             | NodeMessage::SnapshotAck { .. }
