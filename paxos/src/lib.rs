@@ -43,6 +43,7 @@ pub mod configuration;
 pub mod election;
 pub mod flaw;
 pub mod heartbeat;
+mod interface;
 mod leader;
 pub mod log;
 mod membership;
@@ -52,13 +53,15 @@ pub mod record;
 mod replica;
 mod state_machine;
 mod types;
+mod view;
 
 pub use codec::DecodeError;
 pub use configuration::Configuration;
+pub use interface::{Input, Outputs, PIECE_BYTES_MAX, ReplicaConfig};
 pub use leader::quorum_of;
 pub use message::{Envelope, Message};
 pub use record::{Record, Recovered, recover, tombstone};
-pub use replica::{Input, Outputs, PIECE_BYTES_MAX, Replica, ReplicaConfig};
+pub use replica::Replica;
 pub use state_machine::{SnapshotSink, SnapshotSource, StateMachine};
 pub use types::{Ballot, ConfigId, GroupId, NodeId, Slot, Time};
 

@@ -8,9 +8,10 @@
 use crate::configuration::Configuration;
 use crate::flaw::{self, Flaw};
 use crate::heartbeat::Heartbeats;
+use crate::interface::Outputs;
 use crate::leader::{Leading, Peer, PeerPhase};
 use crate::message::Message;
-use crate::replica::{Outputs, Replica, Role};
+use crate::replica::{Replica, Role};
 use crate::{ConfigId, NodeId, Slot, Time};
 
 /// Rounds of elections for which the members of a new configuration leave it to the old one's leader to find

@@ -1,11 +1,12 @@
 //! The leader's part of a replica: phase 1, adoption of the log that it finds, phase 2, resends.
 
 use crate::heartbeat::Heartbeats;
+use crate::interface::Outputs;
 use crate::leader::{
     Confirm, Fetch, Leading, Peer, PeerPhase, best_promise, countable, quorum_of, quorum_watermark, sync_point,
 };
 use crate::message::{Message, Promise};
-use crate::replica::{Outputs, PIPELINE_SLOTS_MAX, Replica, Role};
+use crate::replica::{PIPELINE_SLOTS_MAX, Replica, Role};
 use crate::{Ballot, NodeId, Slot, Time};
 use bytes::Bytes;
 use std::collections::BTreeMap;

@@ -8,88 +8,18 @@
 //! are leaves.
 
 use crate::acceptor::{Acceptor, Synced};
-use crate::election::{Election, Status};
+use crate::election::Election;
 use crate::flaw::{self, Flaw};
 use crate::heartbeat::Heartbeats;
+use crate::interface::{Input, Outputs, ReplicaConfig};
 use crate::leader::{Confirm, Leading, Preparing, quorum_of};
 use crate::message::{Envelope, Message, Promise};
 use crate::record::{Record, Recovered};
 use crate::{Ballot, ConfigId, Configuration, GroupId, NodeId, Slot, Time};
-use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 
-/// What [`ReplicaConfig::piece_bytes_max`] should be.
-pub const PIECE_BYTES_MAX: usize = 1 << 20;
 /// Entries in flight to one peer beyond what it acknowledged.
 pub(crate) const PIPELINE_SLOTS_MAX: u64 = 256;
-
-/// What can happen to a replica.
-#[derive(Clone, Debug)]
-pub enum Input {
-    /// Time has passed: election round, resends. About once per heartbeat interval.
-    Tick,
-    /// A message from another replica of the group.
-    Message {
-        /// The sender.
-        from: NodeId,
-        /// What it says.
-        message: Message,
-    },
-    /// The leader's host proposes an entry; it gets [`Replica::next_slot`].
-    Propose(Bytes),
-    /// Everything logged up to this record number ([`Outputs::tail`]) is durable.
-    Durable(u64),
-    /// The state machine has installed a snapshot, durably.
-    Installed {
-        /// Through this slot.
-        slot: Slot,
-        /// The configuration that is in force there, if it is not the group's first.
-        configuration: Option<Configuration>,
-    },
-    /// Everything up to `slot` is applied and flushed; forget it, but for the newest `keep_bytes`,
-    /// which peers that lag a little may still ask for.
-    Trim {
-        /// The last slot that may go.
-        slot: Slot,
-        /// How much to keep all the same, in bytes.
-        keep_bytes: usize,
-    },
-    /// Tell the peers what is decided; see [`Outputs::untold`].
-    TellDecided,
-    /// Ask a quorum whether this leader is still the highest; see [`Replica::confirm_round`].
-    Confirm,
-    /// Hand leadership over to another replica.
-    HandOver(NodeId),
-    /// These nodes, besides those that vote, are to follow the log while this replica leads.
-    Learners(Vec<NodeId>),
-    /// The leader's host proposes the stop-sign that begins this configuration, the next one. It has drained:
-    /// from here on the leader appends and serves nothing.
-    Seal(Configuration),
-    /// Write the whole state (and entries above this flushed slot) to the log again.
-    Checkpoint(Slot),
-}
-
-/// What a step wants done. In this order: log, send, apply.
-#[derive(Clone, Debug, Default)]
-pub struct Outputs {
-    /// For the log, in order.
-    pub records: Vec<Record>,
-    /// How many records this replica has emitted so far, these included.
-    pub tail: u64,
-    /// May leave at once.
-    pub send_now: Vec<Envelope>,
-    /// May leave when everything up to `tail` is durable.
-    pub send_durable: Vec<Envelope>,
-    /// Newly decided entries, consecutive, each exactly once.
-    pub decided: Vec<(Slot, Bytes)>,
-    /// These peers lack more than the log holds: send them a snapshot of the state machine.
-    pub snapshot_wanted: Vec<NodeId>,
-    /// The host should ping at once: a new leader waits for its lease.
-    pub ping: bool,
-    /// Some peer has not heard how far the log is decided. The next Accept tells it; if none comes
-    /// soon, [`Input::TellDecided`] does.
-    pub untold: bool,
-}
 
 #[derive(Clone, Debug)]
 pub(crate) enum Role {
@@ -122,21 +52,6 @@ fn may_promise(
         || promised.config < ballot.config
         || handover == Some(promised)
         || now >= heartbeats.grant_ends(group, promised)
-}
-
-/// Who and where a replica is.
-#[derive(Clone, Debug)]
-pub struct ReplicaConfig {
-    /// Its node.
-    pub me: NodeId,
-    /// Its group.
-    pub group: GroupId,
-    /// The configuration in force at the slot that the state machine has applied.
-    pub configuration: Configuration,
-    /// The node's durable boot counter.
-    pub boot: u64,
-    /// Entries' bytes in one message, record or piece; a single larger entry travels alone.
-    pub piece_bytes_max: usize,
 }
 
 /// A replica.
@@ -536,66 +451,5 @@ impl Replica {
 
     fn envelope(&self, to: NodeId, message: Message) -> Envelope {
         Envelope { from: self.config.me, to, group: self.config.group, message }
-    }
-
-    /// What this replica publishes in heartbeats.
-    pub fn status(&self) -> Status {
-        self.election.status(self.durable_promised, self.configuration.id)
-    }
-    /// The acceptor, for inspection.
-    pub fn acceptor(&self) -> &Acceptor {
-        &self.acceptor
-    }
-    /// The ballot whose leader this replica follows.
-    pub fn leader(&self) -> Ballot {
-        self.election.leader()
-    }
-    /// The ballot at which this replica leads and may propose, if it does. Not where its log ends in a
-    /// stop-sign: what it leads is sealed, or about to be.
-    pub fn leading(&self) -> Option<Ballot> {
-        match &self.role {
-            Role::Leading(leading) if self.acceptor.promised() == leading.ballot && self.seal().is_none() => {
-                Some(leading.ballot)
-            }
-            Role::Leading(_) | Role::Follower | Role::Preparing(_) => None,
-        }
-    }
-    /// The slot that the next proposal gets.
-    pub fn next_slot(&self) -> Slot {
-        self.acceptor.log().length().next()
-    }
-    /// The configuration that this replica is in.
-    pub fn configuration(&self) -> &Configuration {
-        &self.configuration
-    }
-    /// Who follows the log without a vote while this replica leads, as the host has said.
-    pub fn learners(&self) -> &[NodeId] {
-        &self.learners
-    }
-    /// The nodes whose replicas vote in it.
-    pub fn replicas(&self) -> &[NodeId] {
-        &self.configuration.members
-    }
-    /// The confirmation round that the next [`Input::Confirm`] is answered by: reads that wait for
-    /// it to be [`Replica::confirmed`] began before it.
-    pub fn confirm_round(&self) -> u64 {
-        match &self.role {
-            Role::Leading(leading) => leading.confirm.begun + 1,
-            Role::Follower | Role::Preparing(_) => u64::MAX,
-        }
-    }
-    /// The last confirmation round that a quorum has answered; 0 before the first.
-    pub fn confirmed(&self) -> u64 {
-        match &self.role {
-            Role::Leading(leading) => leading.confirm.confirmed,
-            Role::Follower | Role::Preparing(_) => 0,
-        }
-    }
-    /// How far each peer has durably accepted, on a leader.
-    pub fn matched(&self) -> BTreeMap<NodeId, Option<Slot>> {
-        match &self.role {
-            Role::Leading(leading) => leading.peers.iter().map(|(node, peer)| (*node, peer.matched)).collect(),
-            Role::Follower | Role::Preparing(_) => BTreeMap::new(),
-        }
     }
 }
