@@ -20,7 +20,7 @@ pub enum Input {
         /// What it says.
         message: Message,
     },
-    /// The leader's host proposes an entry; it gets [`Replica::next_slot`].
+    /// The leader's host proposes an entry; it gets [`Replica::next_slot`](crate::Replica::next_slot).
     Propose(Bytes),
     /// Everything logged up to this record number ([`Outputs::tail`]) is durable.
     Durable(u64),
@@ -41,7 +41,7 @@ pub enum Input {
     },
     /// Tell the peers what is decided; see [`Outputs::untold`].
     TellDecided,
-    /// Ask a quorum whether this leader is still the highest; see [`Replica::confirm_round`].
+    /// Ask a quorum whether this leader is still the highest; see [`Replica::confirm_round`](crate::Replica::confirm_round).
     Confirm,
     /// Hand leadership over to another replica.
     HandOver(NodeId),

@@ -45,7 +45,7 @@ impl Replica {
     pub fn replicas(&self) -> &[NodeId] {
         &self.configuration.members
     }
-    /// The confirmation round that the next [`Input::Confirm`] is answered by: reads that wait for
+    /// The confirmation round that the next [`Input::Confirm`](crate::Input::Confirm) is answered by: reads that wait for
     /// it to be [`Replica::confirmed`] began before it.
     pub fn confirm_round(&self) -> u64 {
         match &self.role {
