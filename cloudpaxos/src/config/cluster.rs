@@ -225,12 +225,20 @@ fn parse_member(entry: &str) -> Result<Member, String> {
     Ok(Member { id: NodeId(0), name: NodeName::parse(name)?, peer_address: address, roles })
 }
 
-/// Boundaries that spread the printable characters evenly over `shards` shards.
+/// Boundaries that spread the printable characters evenly over `shards` shards: one character each where that is
+/// enough, else two.
 pub(super) fn default_boundaries(shards: u32) -> Vec<Bytes> {
     const FIRST: u32 = 0x20;
     const COUNT: u32 = 95;
-    assert!((1..=COUNT).contains(&shards), "{shards} shards do not fit between {COUNT} characters");
-    (1..shards).map(|shard| Bytes::from(vec![(FIRST + shard * COUNT / shards) as u8])).collect()
+    let character = |index: u32| (FIRST + index) as u8;
+    let boundary = |shard: u32| match shards {
+        0..=COUNT => vec![character(shard * COUNT / shards)],
+        _ => {
+            let index = u64::from(shard) * u64::from(COUNT * COUNT) / u64::from(shards);
+            vec![character(index as u32 / COUNT), character(index as u32 % COUNT)]
+        }
+    };
+    (1..shards).map(|shard| Bytes::from(boundary(shard))).collect()
 }
 
 /// FNV-1a, 64 bits: a published hash with published constants, so that the id is the same in every
@@ -255,5 +263,19 @@ impl Fnv {
 
     fn byte(&mut self, byte: u8) {
         self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn boundaries_ascend_for_as_many_groups_as_there_may_be() {
+        for shards in [1, 2, 95, 96, 200, super::super::start::DATA_GROUPS_MAX as u32] {
+            let boundaries = default_boundaries(shards);
+            assert_eq!(boundaries.len() as u32, shards - 1);
+            assert!(boundaries.windows(2).all(|two| two[0] < two[1]), "{shards}: {boundaries:?}");
+        }
     }
 }
