@@ -7,28 +7,32 @@ use gateway::driver::Handle;
 use gateway::{AnswerBody, Call, CallError};
 use node::core::{CoreStatus, GroupStatus};
 use node::runtime::NodeHandle;
+use paxos::NodeId;
 use proto::admin::{self, NodeReport, ReplicaReport, ReplicaState};
-use proto::dial::Dialer;
 use shardkv::map::{NodeInfo, ShardMap};
 use shardkv::request::OpError;
 use shardkv::types::Revision;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tonic::Status;
 
 /// How long the shardmaster may take to log a change.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How old a report may be.
-const REPORT_PERIOD: Duration = Duration::from_millis(200);
+/// A node whose turn takes longer is as good as silent; shorter than [`REPORT_TIMEOUT`], so that the reason
+/// arrives.
+const TURN_TIMEOUT: Duration = REPORT_TIMEOUT.saturating_sub(Duration::from_millis(250));
 
-/// A node's report of itself, refreshed in the background.
+/// A node's report of itself, as of the turn that answers: what an operator has just done is in it.
 pub(super) struct NodeReporter {
-    latest: Arc<Mutex<NodeReport>>,
+    node: NodeHandle,
+    id: NodeId,
+    /// What does not change while the process runs.
+    fixed: NodeReport,
     began: Instant,
 }
 
 impl NodeReporter {
-    /// Starts the refreshing; it ends with the node.
+    /// A reporter of `node`, which began at `began`.
     pub(super) fn new(node: NodeHandle, identity: &Identity, roles: Roles, began: Instant) -> NodeReporter {
         let fixed = NodeReport {
             node: identity.node_id.0,
@@ -40,25 +44,22 @@ impl NodeReporter {
             version: crate::VERSION.to_owned(),
             ..NodeReport::default()
         };
-        let latest = Arc::new(Mutex::new(fixed.clone()));
-        let writer = latest.clone();
-        tokio::spawn(async move {
-            let mut period = tokio::time::interval(REPORT_PERIOD);
-            loop {
-                period.tick().await;
-                let Some(status) = node.status().await else { return };
-                let fresh = fill(fixed.clone(), &status);
-                *writer.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
-            }
-        });
-        NodeReporter { latest, began }
+        NodeReporter { node, id: identity.node_id, fixed, began }
     }
 }
 
+#[tonic::async_trait]
 impl ReportSource for NodeReporter {
-    fn report(&self) -> NodeReport {
-        let latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        NodeReport { uptime_seconds: self.began.elapsed().as_secs(), ..latest }
+    async fn report(&self) -> Result<NodeReport, AdminError> {
+        let why = match tokio::time::timeout(TURN_TIMEOUT, self.node.status()).await {
+            Ok(Some(status)) => {
+                let fixed = NodeReport { uptime_seconds: self.began.elapsed().as_secs(), ..self.fixed.clone() };
+                return Ok(fill(fixed, &status));
+            }
+            Ok(None) => "the node has stopped".to_owned(),
+            Err(_) => format!("no turn of the node within {} ms", TURN_TIMEOUT.as_millis()),
+        };
+        Err(AdminError::NoReport(why))
     }
 }
 
@@ -115,8 +116,9 @@ pub(super) struct Source {
 }
 
 impl Source {
-    pub(super) fn new(gateway: Handle, own: Option<Arc<NodeReporter>>, dialer: Arc<dyn Dialer>) -> Source {
-        Source { gateway, own, reports: Reports::new(dialer) }
+    /// A source for `gateway`; other nodes are reached as `reports` does.
+    pub(super) fn new(gateway: Handle, own: Option<Arc<NodeReporter>>, reports: Reports) -> Source {
+        Source { gateway, own, reports }
     }
 }
 
@@ -147,7 +149,7 @@ impl AdminSource for Source {
 
     async fn report(&self, node: &NodeInfo) -> Result<NodeReport, AdminError> {
         match &self.own {
-            Some(own) if own.report().node == node.id.0 => Ok(own.report()),
+            Some(own) if own.id == node.id => own.report().await,
             _ => self.reports.ask(node).await,
         }
     }

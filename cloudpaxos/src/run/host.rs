@@ -8,7 +8,7 @@ use crate::failure::Failure;
 use crate::identity::{self, Identity};
 use crate::net::{AccessLayer, Listener};
 use crate::observe::{FollowLayer, Health, Observed, ObservedPort, pages};
-use gateway::admin::ReportService;
+use gateway::admin::{ReportService, Reports};
 use gateway::etcd::RpcMetrics;
 use node::core::{CoreConfig, Limits as CoreLimits, ReadMode as CoreReadMode};
 use node::runtime::{self, Node, NodeConfig, NodeHandle, PeerAddress, SpanSink, Stop};
@@ -175,7 +175,8 @@ async fn run_here(site: Site, ports: Ports, mut stopped: watch::Receiver<bool>) 
         });
     }
     if let (Some(port), Some(gateway)) = (client, gateway) {
-        let source = Source::new(gateway.clone(), reporter.clone(), dialer.clone());
+        let reports = Reports::new(dialer.clone(), site.peer_addresses.clone());
+        let source = Source::new(gateway.clone(), reporter.clone(), reports);
         let services =
             clients::services(&site, gateway, handle.clone(), Arc::new(source), health.clone(), pages.clone());
         let serving = clients::serve(&site, port, services, requests, raised(closing.clone()));

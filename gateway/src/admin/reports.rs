@@ -12,10 +12,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
-/// What a node says of itself, from memory.
+/// What a node says of itself.
+#[tonic::async_trait]
 pub trait ReportSource: Send + Sync + 'static {
-    /// The report as of now.
-    fn report(&self) -> NodeReport;
+    /// The report as of now, or why there is none. Answers within [`REPORT_TIMEOUT`].
+    async fn report(&self) -> Result<NodeReport, AdminError>;
 }
 
 /// Serves a node's report.
@@ -39,42 +40,56 @@ impl ReportService {
 #[tonic::async_trait]
 impl NodeReports for ReportService {
     async fn report(&self, _: Request<ReportRequest>) -> Result<Response<NodeReport>, Status> {
-        Ok(Response::new(self.source.report()))
+        Ok(Response::new(self.source.report().await?))
     }
 }
 
-/// Asks nodes for their reports. A connection is kept per node, and made anew by itself when it
-/// breaks; it is replaced when the node's address changes.
+/// Asks nodes for their reports. A connection is kept per address, and made anew by itself when it
+/// breaks.
 pub struct Reports {
     dialer: Arc<dyn Dialer>,
-    channels: Mutex<BTreeMap<NodeId, (String, Channel)>>,
+    /// As configured: where a node is not at the address that the map tells, it is perhaps still here, or
+    /// already.
+    seeds: BTreeMap<NodeId, String>,
+    channels: Mutex<BTreeMap<(NodeId, String), Channel>>,
 }
 
 impl Reports {
-    /// Reaches nodes by `dialer`.
-    pub fn new(dialer: Arc<dyn Dialer>) -> Reports {
-        Reports { dialer, channels: Mutex::default() }
+    /// Reaches nodes by `dialer`, where the map says that they are, or else at `seeds` (`host:port`).
+    pub fn new(dialer: Arc<dyn Dialer>, seeds: BTreeMap<NodeId, String>) -> Reports {
+        Reports { dialer, seeds, channels: Mutex::default() }
     }
 
     /// A node's report of itself.
     pub async fn ask(&self, node: &NodeInfo) -> Result<NodeReport, AdminError> {
-        let channel = self.channel(node)?;
+        let first = self.ask_at(node.id, &node.peer_address).await;
+        let seed = self.seeds.get(&node.id).filter(|seed| **seed != node.peer_address);
+        match (&first, seed) {
+            (Ok(report), _) if report.node == node.id.0 => first,
+            (_, Some(seed)) => self.ask_at(node.id, seed).await.or(first),
+            (_, None) => first,
+        }
+    }
+
+    async fn ask_at(&self, node: NodeId, address: &str) -> Result<NodeReport, AdminError> {
+        let channel = self.channel(node, address)?;
         let report = NodeReportsClient::new(channel).report(ReportRequest {}).await;
         report.map(Response::into_inner).map_err(|status| AdminError::NoReport(status.message().to_owned()))
     }
 
-    fn channel(&self, node: &NodeInfo) -> Result<Channel, AdminError> {
+    fn channel(&self, node: NodeId, address: &str) -> Result<Channel, AdminError> {
         // Only whole entries are ever put in, so a poisoned map is still a good one.
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((address, channel)) = channels.get(&node.id)
-            && *address == node.peer_address
-        {
+        let key = (node, address.to_owned());
+        if let Some(channel) = channels.get(&key) {
             return Ok(channel.clone());
         }
-        let endpoint = dial::endpoint(&node.peer_address)
-            .map_err(|error| AdminError::NoReport(format!("bad address {}: {error}", node.peer_address)))?;
+        let endpoint =
+            dial::endpoint(address).map_err(|error| AdminError::NoReport(format!("bad address {address}: {error}")))?;
         let channel = dial::connect_lazy(&endpoint.connect_timeout(REPORT_TIMEOUT), self.dialer.clone());
-        channels.insert(node.id, (node.peer_address.clone(), channel.clone()));
+        // A node that has moved leaves nothing behind.
+        channels.retain(|(known, known_at), _| *known != node || self.seeds.get(known) == Some(known_at));
+        channels.insert(key, channel.clone());
         Ok(channel)
     }
 }

@@ -134,9 +134,10 @@ impl AdminSource for Remote {
 
 struct Fixed(NodeReport);
 
+#[tonic::async_trait]
 impl ReportSource for Fixed {
-    fn report(&self) -> NodeReport {
-        self.0.clone()
+    async fn report(&self) -> Result<NodeReport, AdminError> {
+        Ok(self.0.clone())
     }
 }
 
@@ -156,7 +157,7 @@ async fn node(report: NodeReport) -> String {
 
 async fn gateway(map: ShardMap) -> AdminClient<Channel> {
     let (listener, address) = listener().await;
-    let source = Remote { map: Arc::new(map), reports: Reports::new(PlainText::shared()) };
+    let source = Remote { map: Arc::new(map), reports: Reports::new(PlainText::shared(), BTreeMap::new()) };
     let service = AdminService::new(Arc::new(source), "1.2.3").into_server();
     tokio::spawn(Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)));
     let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address");
