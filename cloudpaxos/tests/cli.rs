@@ -203,6 +203,25 @@ fn groups_and_nodes_for_people_and_programs() {
 }
 
 #[test]
+fn moves_of_shards_for_people_and_programs() {
+    let fake = Fake::start(Mood::Good);
+    let at = fake.address();
+    let table = ok(at, &["shards", "moves"]);
+    assert!(table.contains("copying") && table.contains("25 %") && table.contains("3.00 MiB"), "{table}");
+    let moves = json(at, &["shards", "moves"]);
+    assert_eq!((&moves["moves"][0]["stage"], &moves["last"]), (&"copying".into(), &7.into()));
+    assert!(ok(at, &["shards", "move", "2", "3", "--no-wait"]).contains("move 7: shard 2 will move to group 3"));
+    for (words, told) in [
+        (&["shards", "move", "9", "3"][..], "s9 is no shard of the map"),
+        (&["shards", "move", "2", "3", "--wait", "300ms"], "move 7 is not done after 300ms; it goes on"),
+        (&["shards", "cancel", "7"], "move 7 is done"),
+    ] {
+        let answer = ask(at, words);
+        assert!(complaint(&answer).contains(told), "{words:?}: {}", answer.err);
+    }
+}
+
+#[test]
 fn bad_configuration_is_one_line_and_exit_code_2() {
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("node.toml");
@@ -251,6 +270,9 @@ fn every_command_has_help_with_an_example() {
         &["kv", "txn"],
         &["status"],
         &["shards", "list"],
+        &["shards", "move"],
+        &["shards", "moves"],
+        &["shards", "cancel"],
         &["groups", "list"],
         &["groups", "add"],
         &["groups", "remove"],

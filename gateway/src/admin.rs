@@ -18,16 +18,17 @@ mod reports;
 pub use assemble::{Answers, assemble};
 pub use reports::{ReportService, ReportSource, Reports};
 
-use crate::call::Call;
+use crate::call::{AnswerBody, Call};
 use futures_util::future::join_all;
 use paxos::{GroupId, NodeId};
 use proto::admin::admin_server::{Admin, AdminServer};
 use proto::admin::{
-    ChangeMembersRequest, ChangeMembersResponse, DrainNodeRequest, DrainNodeResponse, NodeReport, RemoveNodeRequest,
-    RemoveNodeResponse, Shard, ShardsListRequest, ShardsListResponse, StatusRequest, StatusResponse,
+    CancelMoveRequest, CancelMoveResponse, ChangeMembersRequest, ChangeMembersResponse, DrainNodeRequest,
+    DrainNodeResponse, MoveShardRequest, MoveShardResponse, MovesListRequest, MovesListResponse, NodeReport,
+    RemoveNodeRequest, RemoveNodeResponse, Shard, ShardsListRequest, ShardsListResponse, StatusRequest, StatusResponse,
 };
 use shardkv::map::{NodeInfo, ShardInfo, ShardMap};
-use shardkv::types::Revision;
+use shardkv::types::{MoveId, Revision, ShardId};
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::{Request, Response, Status};
@@ -58,8 +59,8 @@ pub trait AdminSource: Send + Sync + 'static {
     /// The newest shard map that can be had.
     async fn map(&self) -> Result<Arc<ShardMap>, AdminError>;
 
-    /// Has the shardmaster log what is wanted: one of the calls that ask it for that.
-    async fn log(&self, call: Call) -> Result<(), Status>;
+    /// Has the shardmaster log what is wanted: one of the calls that ask it for that. Its answer.
+    async fn log(&self, call: Call) -> Result<AnswerBody, Status>;
 
     /// The largest revision that this gateway knows.
     fn known_revision(&self) -> Revision;
@@ -143,6 +144,23 @@ impl Admin for AdminService {
     async fn remove_node(&self, request: Request<RemoveNodeRequest>) -> Result<Response<RemoveNodeResponse>, Status> {
         self.source.log(Call::RemoveNode { node: NodeId(request.into_inner().node) }).await?;
         Ok(Response::new(RemoveNodeResponse {}))
+    }
+
+    async fn move_shard(&self, request: Request<MoveShardRequest>) -> Result<Response<MoveShardResponse>, Status> {
+        let MoveShardRequest { shard, group } = request.into_inner();
+        match self.source.log(Call::MoveShard { shard: ShardId(shard), to: GroupId(group) }).await? {
+            AnswerBody::Move(mv) => Ok(Response::new(MoveShardResponse { id: mv.0 })),
+            other => Err(Status::internal(format!("the shardmaster answered {other:?} to a move"))),
+        }
+    }
+
+    async fn cancel_move(&self, request: Request<CancelMoveRequest>) -> Result<Response<CancelMoveResponse>, Status> {
+        self.source.log(Call::CancelMove { mv: MoveId(request.into_inner().id) }).await?;
+        Ok(Response::new(CancelMoveResponse {}))
+    }
+
+    async fn moves_list(&self, _: Request<MovesListRequest>) -> Result<Response<MovesListResponse>, Status> {
+        Ok(Response::new(assemble::moves(&self.answers().await?)))
     }
 
     async fn shards_list(&self, _: Request<ShardsListRequest>) -> Result<Response<ShardsListResponse>, Status> {

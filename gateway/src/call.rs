@@ -4,7 +4,7 @@ use paxos::{GroupId, NodeId, Time};
 use shardkv::map::ShardMap;
 use shardkv::ops::{Op, OpResult};
 use shardkv::request::{OpError, Reply, Request, RequestBody, TraceContext};
-use shardkv::types::Revision;
+use shardkv::types::{MoveId, Revision, ShardId};
 use std::sync::Arc;
 
 /// What a client wants. Validated already: keys are not empty, operations within their limits.
@@ -31,6 +31,18 @@ pub enum Call {
         group: GroupId,
         /// The nodes that are to hold its replicas.
         members: Vec<NodeId>,
+    },
+    /// A shard is to move to another group.
+    MoveShard {
+        /// Which.
+        shard: ShardId,
+        /// Where to.
+        to: GroupId,
+    },
+    /// A move is called off.
+    CancelMove {
+        /// Which.
+        mv: MoveId,
     },
     /// A new node asks the shardmaster for its id; asked again with the same incarnation, it is given the same.
     AddNode {
@@ -72,6 +84,8 @@ impl Call {
                 RequestBody::AddNode { cluster, name, incarnation, peer_address, keeps }
             }
             Call::DrainNode { node, drain } => RequestBody::DrainNode { node, drain },
+            Call::MoveShard { shard, to } => RequestBody::MoveShard { shard, to },
+            Call::CancelMove { mv } => RequestBody::CancelMove { mv },
             Call::RemoveNode { node } => RequestBody::RemoveNode { node },
             Call::Op { .. } | Call::Compact { .. } | Call::Map | Call::Status => return None,
         })
@@ -94,10 +108,12 @@ pub enum AnswerBody {
     Op(OpResult),
     /// Of [`Call::Compact`].
     Compacted,
-    /// Of [`Call::ChangeMembers`], [`Call::DrainNode`] and [`Call::RemoveNode`]: it is logged, and will be done.
+    /// Of [`Call::ChangeMembers`], [`Call::CancelMove`], [`Call::DrainNode`] and [`Call::RemoveNode`]: it is logged, and will be done.
     Noted,
     /// Of [`Call::AddNode`]: the node's id.
     Node(NodeId),
+    /// Of [`Call::MoveShard`]: the move's id.
+    Move(MoveId),
     /// Of [`Call::Map`].
     Map(Arc<ShardMap>),
     /// Of [`Call::Status`].

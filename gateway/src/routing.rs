@@ -210,7 +210,7 @@ mod tests {
     use bytes::Bytes;
     use shardkv::map::{GroupInfo, NodeInfo};
     use shardkv::ops::{Compare, Delete, Operand, Put, Range, Relation, Txn};
-    use shardkv::types::{Bounds, Revision};
+    use shardkv::types::{Bounds, MoveId, Revision};
 
     /// Shards split at "g", "p" and "t", owned by groups 2, 3, 2, 3.
     fn map(version: u64) -> ShardMap {
@@ -224,6 +224,7 @@ mod tests {
                 },
                 group: GroupId(2 + i as u64 % 2),
                 epoch: Epoch(1),
+                by: MoveId(0),
             })
             .collect();
         let group = |id| GroupInfo::new(GroupId(id), vec![NodeId(1), NodeId(2), NodeId(3)]);
@@ -243,6 +244,7 @@ mod tests {
             shardmaster: group(1),
             groups: vec![group(2), group(3)],
             nodes: vec![node(1), node(2), node(3)],
+            ..ShardMap::default()
         };
         assert_eq!(map.check(), Ok(()));
         map

@@ -5,8 +5,9 @@ use bytes::Bytes;
 use paxos::{ConfigId, GroupId, NodeId, Slot, Wire};
 use serde::{Deserialize, Serialize};
 use shardkv::map::{NodeInfo, ShardMap};
+use shardkv::moving::{Chunk, Position};
 use shardkv::request::TraceContext;
-use shardkv::types::Revision;
+use shardkv::types::{MoveId, Revision, ShardId};
 
 /// A call to the sequencer, named by the asking group's term as leader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -17,6 +18,23 @@ pub struct AskId {
     pub term: u64,
     /// Counts the calls of the term.
     pub number: u64,
+}
+
+/// A piece of a shard that moves is wanted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fetch {
+    /// The group that has it.
+    pub group: GroupId,
+    /// The shard.
+    pub shard: ShardId,
+    /// The move.
+    pub mv: MoveId,
+    /// From where on.
+    pub at: Position,
+    /// The rest is wanted: the shard is to be frozen first.
+    pub finish: bool,
+    /// The group that gets it.
+    pub to: GroupId,
 }
 
 /// A message from one node to another.
@@ -57,6 +75,24 @@ pub enum NodeMessage {
         members: Vec<NodeId>,
         /// Whether it has begun.
         begun: bool,
+    },
+    /// To the leader of a group that has a shard, from the leader of the group that it moves to.
+    Fetch(Box<Fetch>),
+    /// The answer to a [`Fetch`].
+    Fetched {
+        /// The group that the shard moves to.
+        group: GroupId,
+        /// The shard.
+        shard: ShardId,
+        /// The move.
+        mv: MoveId,
+        /// What was read.
+        chunk: Box<Chunk>,
+    },
+    /// To the shardmaster's leader: all of a shard has arrived by this move.
+    Arrived {
+        /// Which.
+        mv: MoveId,
     },
     /// A piece of a group's image.
     SnapshotPiece {

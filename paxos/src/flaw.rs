@@ -21,6 +21,14 @@ pub enum Flaw {
     ReadBeforeWrites,
     /// A replica that was closed forgets what it had promised.
     ForgetTombstone,
+    /// A shard moves without what its sessions have done.
+    MoveWithoutSessions,
+    /// A shard moves without what was written between the last round of changes and the freeze.
+    MoveWithoutLastChanges,
+    /// A frozen shard takes writes.
+    WriteToFrozen,
+    /// The leader of a frozen shard tells what is the newest there.
+    ReadFrozen,
 }
 
 #[cfg(feature = "mutants")]

@@ -11,28 +11,32 @@ use crate::record::{self, Entry};
 use crate::request::{OpError, SessionTag};
 use crate::sessions::{Executed, Judgement};
 use crate::state::{OwnedShard, Shard, Shared, State, territory_of};
-use crate::store::{Store, StoreError, WriteBatch};
+use crate::store::{RowRange, Store, StoreError, WriteBatch};
 use crate::territory::Territory;
-use crate::types::{Bounds, Epoch, Keys, Revision, ShardId};
+use crate::types::{Bounds, Epoch, MoveId, Revision, ShardId};
 use bytes::Bytes;
+use paxos::flaw::{self, Flaw};
 use paxos::{Configuration, Slot};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Changes per row of the revision index.
-const INDEX_ROW_ENTRIES_MAX: usize = 1024;
+pub(crate) const INDEX_ROW_ENTRIES_MAX: usize = 1024;
 
 /// One apply call in progress.
 pub(crate) struct Call<'a, S> {
-    shared: &'a Shared<S>,
-    keys: &'a GroupKeys,
-    state: &'a mut State,
-    overlay: Overlay<'a, S>,
+    pub(crate) shared: &'a Shared<S>,
+    pub(crate) keys: &'a GroupKeys,
+    pub(crate) state: &'a mut State,
+    pub(crate) overlay: Overlay<'a, S>,
     /// The row of this call's session outcomes: the last slot.
-    row: Slot,
-    executed: Vec<Executed>,
+    pub(crate) row: Slot,
+    pub(crate) executed: Vec<Executed>,
     index: BTreeMap<SpaceKeys, Vec<Entry>>,
-    changed_shards: BTreeSet<ShardId>,
+    pub(crate) changed_shards: BTreeSet<ShardId>,
+    pub(crate) changed_arrivals: BTreeSet<ShardId>,
+    /// Rows of shards that go; nobody reads them any more.
+    pub(crate) dropped: Vec<RowRange>,
 }
 
 /// A write command's fields.
@@ -48,8 +52,10 @@ struct WriteCommand<'c> {
 impl<'a, S: Store> Call<'a, S> {
     pub(crate) fn new(shared: &'a Shared<S>, state: &'a mut State, row: Slot) -> Call<'a, S> {
         let overlay = Overlay::new(&*shared.store);
-        let (executed, index, changed_shards) = (Vec::new(), BTreeMap::new(), BTreeSet::new());
-        Call { shared, keys: &shared.keys, state, overlay, row, executed, index, changed_shards }
+        let (executed, index, dropped) = (Vec::new(), BTreeMap::new(), Vec::new());
+        let (changed_shards, changed_arrivals) = (BTreeSet::new(), BTreeSet::new());
+        let keys = &shared.keys;
+        Call { shared, keys, state, overlay, row, executed, index, changed_shards, changed_arrivals, dropped }
     }
 
     /// Applies the entries and answers the outcomes and the batch to be written.
@@ -79,10 +85,19 @@ impl<'a, S: Store> Call<'a, S> {
                 let (revision, shard, epoch, session) = (*revision, *shard, *epoch, *session);
                 self.stamped(revision, |call| call.write(WriteCommand { revision, shard, epoch, also, session, op }))
             }
-            Command::Activate { revision, shard, bounds, epoch } => {
-                self.stamped(*revision, |call| Ok(call.activate(*revision, *shard, bounds, *epoch)))
+            Command::Activate { revision, shard, bounds, epoch, by } => {
+                self.stamped(*revision, |call| Ok(call.activate(*revision, *shard, bounds, *epoch, *by)))
             }
             Command::Compact { revision } => Ok(self.compact(*revision)),
+            Command::Depart { shard, epoch, mv } => Ok(self.depart(*shard, *epoch, *mv)),
+            Command::Freeze { revision, shard, mv } => {
+                self.stamped(*revision, |call| Ok(call.freeze(*revision, *shard, *mv)))
+            }
+            Command::Stay { shard, mv } => Ok(self.stay(*shard, *mv)),
+            Command::Drop { shard, epoch } => Ok(self.drop_shard(*shard, *epoch)),
+            Command::Arrive { shard, bounds, mv } => Ok(self.arrive(*shard, bounds, *mv)),
+            Command::Import { shard, mv, at, next, piece } => self.import(*shard, *mv, (at, next), piece),
+            Command::Discard { shard, mv } => Ok(self.discard(*shard, *mv)),
         }
     }
 
@@ -105,6 +120,7 @@ impl<'a, S: Store> Call<'a, S> {
             Outcome::WrongShard => b'W',
             Outcome::Failed(_) => b'F',
             Outcome::Activated => b'A',
+            Outcome::Moved => b'V',
             Outcome::Compacted => b'C',
             Outcome::Malformed(_) => b'M',
         };
@@ -118,6 +134,9 @@ impl<'a, S: Store> Call<'a, S> {
         let Some(territory) = territory_of(&self.state.shards, self.keys, named) else {
             return Ok(Outcome::WrongShard);
         };
+        if territory.frozen().is_some() && !flaw::is(Flaw::WriteToFrozen) {
+            return Ok(Outcome::WrongShard);
+        }
         if let Some(stray) = stray_key(op, &territory) {
             return Ok(Outcome::Failed(OpError::Malformed(stray)));
         }
@@ -187,7 +206,7 @@ impl<'a, S: Store> Call<'a, S> {
         self.executed.push(executed);
     }
 
-    fn change_shard(&mut self, id: ShardId, change: impl FnOnce(&mut OwnedShard)) {
+    pub(crate) fn change_shard(&mut self, id: ShardId, change: impl FnOnce(&mut OwnedShard)) {
         let shards = Arc::make_mut(&mut self.state.shards);
         if let Some(shard) = shards.get_mut(&id) {
             let mut info = shard.info.clone();
@@ -197,7 +216,7 @@ impl<'a, S: Store> Call<'a, S> {
         }
     }
 
-    fn activate(&mut self, revision: Revision, id: ShardId, bounds: &Bounds, epoch: Epoch) -> Outcome {
+    fn activate(&mut self, revision: Revision, id: ShardId, bounds: &Bounds, epoch: Epoch, by: MoveId) -> Outcome {
         if let Some(shard) = self.state.shards.get(&id) {
             if shard.info.epoch == epoch && shard.info.bounds == *bounds {
                 return Outcome::Activated;
@@ -208,16 +227,31 @@ impl<'a, S: Store> Call<'a, S> {
             if shard.info.bounds != *bounds {
                 return Outcome::Failed(OpError::Malformed(format!("{id} was activated with other bounds")));
             }
+            if by > MoveId(0) {
+                return Outcome::WrongShard; // what is here was never dropped: the copy that came counts
+            }
             self.change_shard(id, |info| info.epoch = epoch);
             return Outcome::Activated;
         }
-        let all = bounds_as_keys(bounds);
-        if let Some(other) = self.state.shards.values().find(|other| other.info.bounds.intersects(&all)) {
-            return Outcome::Failed(OpError::Malformed(format!("{id} overlaps with {}", other.info.id)));
+        if by > MoveId(0) {
+            return self.activate_arrived(id, bounds, epoch, by);
+        }
+        if let Some(other) = self.overlaps(bounds) {
+            return Outcome::Failed(OpError::Malformed(format!("{id} overlaps with {other}")));
         }
         let space = *self.state.meta.home.get_or_insert_with(|| self.shared.new_space());
         let zero = Revision(0);
-        let info = OwnedShard { id, bounds: bounds.clone(), epoch, floor: zero, evicted: zero, space };
+        let info = OwnedShard {
+            id,
+            bounds: bounds.clone(),
+            epoch,
+            floor: zero,
+            evicted: zero,
+            space,
+            since: Slot(0),
+            stayed: by,
+            out: None,
+        };
         Arc::make_mut(&mut self.state.shards).insert(id, Shard::new(info, self.keys));
         self.changed_shards.insert(id);
         self.mix(b'+', revision, u64::from(crc32fast::hash(&codec::encode(&(id, bounds, epoch)))));
@@ -225,7 +259,11 @@ impl<'a, S: Store> Call<'a, S> {
     }
 
     fn compact(&mut self, revision: Revision) -> Outcome {
-        let lower = self.state.shards.values().filter(|shard| shard.info.floor < revision).map(|shard| shard.info.id);
+        self.state.meta.compacted = self.state.meta.compacted.max(revision);
+        // A frozen shard can be read up to its end; whoever has it in the end makes up for this.
+        let is_frozen = |info: &OwnedShard| info.out.as_ref().is_some_and(|out| out.frozen.is_some());
+        let lower = self.state.shards.values().map(|shard| &shard.info);
+        let lower = lower.filter(|info| info.floor < revision && !is_frozen(info)).map(|info| info.id);
         for id in lower.collect::<Vec<_>>() {
             self.change_shard(id, |info| info.floor = revision);
         }
@@ -235,7 +273,7 @@ impl<'a, S: Store> Call<'a, S> {
 
     /// Folds one logical effect into the group's hash. What is stored differs between replicas
     /// (spaces, collected history), what was done must not.
-    fn mix(&mut self, kind: u8, revision: Revision, effect: u64) {
+    pub(crate) fn mix(&mut self, kind: u8, revision: Revision, effect: u64) {
         // The multiplier and the finish of splitmix64.
         let mut hash = self.state.meta.hash ^ effect.rotate_left(8) ^ u64::from(kind);
         hash = hash.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ revision.0;
@@ -258,12 +296,22 @@ impl<'a, S: Store> Call<'a, S> {
             self.overlay.put(self.keys.session_row(self.row), codec::encode(&self.executed));
         }
         for id in &self.changed_shards {
-            if let Some(shard) = self.state.shards.get(id) {
-                self.overlay.put(self.keys.shard(*id), codec::encode(&shard.info));
+            match self.state.shards.get(id) {
+                Some(shard) => self.overlay.put(self.keys.shard(*id), codec::encode(&shard.info)),
+                None => self.overlay.delete(self.keys.shard(*id)),
+            }
+        }
+        for id in &self.changed_arrivals {
+            match self.state.arrivals.get(id) {
+                Some(incoming) => self.overlay.put(self.keys.incoming(*id), codec::encode(incoming)),
+                None => self.overlay.delete(self.keys.incoming(*id)),
             }
         }
         self.overlay.put(self.keys.meta(), codec::encode(&self.state.meta));
-        self.overlay.into_batch()
+        let mut batch = self.overlay.into_batch();
+        // Behind what this call has written there before they went.
+        self.dropped.into_iter().for_each(|rows| batch.delete_range(rows));
+        batch
     }
 }
 
@@ -288,13 +336,6 @@ fn stray_key(op: &Op, territory: &Territory) -> Option<String> {
         }
     });
     stray
-}
-
-fn bounds_as_keys(bounds: &Bounds) -> Keys {
-    match &bounds.end {
-        Some(end) => Keys::Range { start: bounds.start.clone(), end: end.clone() },
-        None => Keys::From(bounds.start.clone()),
-    }
 }
 
 fn write_kind(write: &Write) -> u8 {

@@ -198,6 +198,10 @@ impl<S: Store> Store for CachedStore<S> {
         self.store.would_wait()
     }
 
+    fn approximate_bytes(&self, rows: &RowRange) -> u64 {
+        self.store.approximate_bytes(rows)
+    }
+
     fn flush(&self) -> Result<(), StoreError> {
         self.store.flush()
     }
@@ -268,6 +272,9 @@ mod tests {
     impl Store for Overtaken {
         fn write(&self, batch: &WriteBatch) -> Result<(), StoreError> {
             self.store.write(batch)
+        }
+        fn approximate_bytes(&self, rows: &RowRange) -> u64 {
+            self.store.approximate_bytes(rows)
         }
         fn flush(&self) -> Result<(), StoreError> {
             self.store.flush()

@@ -91,7 +91,7 @@ impl<S: Store> Reader<S> {
 
 /// The index's entries for `keys`, about `budget` of them, and the revision up to which (exclusive)
 /// they are all.
-fn entries(
+pub(crate) fn entries(
     store: &impl View,
     space: &SpaceKeys,
     keys: &Keys,

@@ -48,7 +48,7 @@ impl<S: Store> Reader<S> {
         let mut floors: BTreeMap<SpaceId, Revision> = BTreeMap::new();
         for shard in shared.shards().values() {
             let floor = floors.entry(shard.info.space).or_insert(limit);
-            *floor = shard.info.floor.min(*floor).min(limit);
+            *floor = shard.info.kept_from().min(*floor).min(limit);
         }
         cursors.retain(|space, _| floors.contains_key(space));
         let mut looked_at = 0;

@@ -1,8 +1,10 @@
 //! What the log of a data group holds, and what applying it answers.
 
+use crate::moving::Position;
 use crate::ops::{Op, OpResult};
 use crate::request::{OpError, SessionTag};
-use crate::types::{Bounds, Epoch, Revision, ShardId};
+use crate::types::{Bounds, Epoch, MoveId, Revision, ShardId};
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 /// One entry of the log, encoded with [`crate::codec`].
@@ -40,6 +42,69 @@ pub enum Command {
         bounds: Bounds,
         /// The epoch from which the group owns it.
         epoch: Epoch,
+        /// The move that brought it here, which must be complete; 0 for a shard that begins its life here.
+        by: MoveId,
+    },
+    /// A shard is about to be copied to another group: its history is kept from now on.
+    Depart {
+        /// The shard.
+        shard: ShardId,
+        /// The epoch that it must be owned at.
+        epoch: Epoch,
+        /// The move.
+        mv: MoveId,
+    },
+    /// No write follows in a shard that moves; only the shardmaster's decision ends that.
+    Freeze {
+        /// Stamped by the leader: the last revision of the shard at this epoch is below.
+        revision: Revision,
+        /// The shard.
+        shard: ShardId,
+        /// The move.
+        mv: MoveId,
+    },
+    /// The shardmaster has called a move off: the shard stays.
+    Stay {
+        /// The shard.
+        shard: ShardId,
+        /// The move.
+        mv: MoveId,
+    },
+    /// The shardmaster has given a shard to another group: the copy here goes.
+    Drop {
+        /// The shard.
+        shard: ShardId,
+        /// The epoch at which another group owns it.
+        epoch: Epoch,
+    },
+    /// A shard will be copied to this group.
+    Arrive {
+        /// The shard.
+        shard: ShardId,
+        /// Its keys.
+        bounds: Bounds,
+        /// The move; one with a higher number takes the place of an earlier one.
+        mv: MoveId,
+    },
+    /// A part of a shard that arrives. Done only if it is the next one.
+    Import {
+        /// The shard.
+        shard: ShardId,
+        /// The move.
+        mv: MoveId,
+        /// Where it was read, and where to go on.
+        at: Position,
+        /// See above.
+        next: Position,
+        /// What [`crate::Reader::chunk`] has read.
+        piece: Bytes,
+    },
+    /// The shardmaster has called a move off: what has arrived of it goes.
+    Discard {
+        /// The shard.
+        shard: ShardId,
+        /// The move.
+        mv: MoveId,
     },
     /// History below the revision may be collected: the floor of every shard here becomes at least
     /// this. Logged once the revision is closed.
@@ -66,6 +131,8 @@ pub enum Outcome {
     Failed(OpError),
     /// Of [`Command::Activate`].
     Activated,
+    /// A step of a move was taken, or had been taken before.
+    Moved,
     /// Of [`Command::Compact`].
     Compacted,
     /// The only outcome of an entry that does not decode. Nothing was done.

@@ -45,7 +45,7 @@ impl<S: Store> DataGroup<S> {
         for space in stored_spaces(&*store, &keys)? {
             next = next.max(space.0 + 1);
         }
-        let shared = Arc::new(Shared::new(store, keys, &state, next));
+        let shared = Arc::new(Shared::new(store, keys, &state, limits, next));
         let group = DataGroup { shared, state, limits, stale: false };
         group.delete_unnamed_spaces()?;
         Ok(group)
@@ -82,7 +82,7 @@ impl<S: Store> DataGroup<S> {
     /// The spaces that the present state names.
     fn named_spaces(&self) -> BTreeSet<SpaceId> {
         let shards = self.state.shards.values().map(|shard| shard.info.space);
-        shards.chain(self.state.meta.home).collect()
+        shards.chain(self.state.arrivals.values().map(|it| it.space)).chain(self.state.meta.home).collect()
     }
 
     /// Deletes all spaces but those that the state names. The state must be flushed.
@@ -152,8 +152,8 @@ impl<S: Store> StateMachine for DataGroup<S> {
         let (outcomes, batch) = call.run(entries)?;
         self.shared.store.write(&batch)?;
         self.stale = false;
-        drop(writing);
         self.shared.publish(&self.state);
+        drop(writing);
         Ok(outcomes)
     }
 

@@ -15,6 +15,7 @@
 use crate::codec;
 use crate::group::DataGroup;
 use crate::key::{HISTORY, INDEX, LATEST};
+use crate::moving::Incoming;
 use crate::mvcc;
 use crate::record::Head;
 use crate::sessions::Executed;
@@ -36,7 +37,7 @@ const SESSION_ROWS_PER_PIECE: usize = 256;
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Piece {
     /// The group's meta and shards, with the sender's space numbers.
-    Header { meta: Meta, shards: Vec<OwnedShard> },
+    Header { meta: Meta, shards: Vec<OwnedShard>, arrivals: Vec<Incoming> },
     /// Rows of session outcomes, by slot.
     Sessions { rows: Vec<(Slot, Vec<Executed>)> },
     /// Rows of one kind in one space: what follows the kind byte, and the value.
@@ -77,6 +78,9 @@ pub(crate) struct Source<S: Store> {
     slot: Slot,
     revision: Revision,
     install: u64,
+    /// Spaces of shards that arrive. Their revisions are another group's: what is imported while they are read
+    /// is in the image, and imported again from the log, which changes nothing.
+    arriving: BTreeSet<SpaceId>,
     todo: VecDeque<Todo>,
     rows: u64,
 }
@@ -87,8 +91,11 @@ impl<S: Store> Source<S> {
         let meta = group.state.meta.clone();
         let (slot, revision) = (meta.applied, meta.last_revision);
         let shards = group.shards();
-        let spaces: BTreeSet<SpaceId> = shards.iter().map(|shard| shard.space).collect();
-        let mut todo = VecDeque::from([Todo::Header(Box::new(Piece::Header { meta, shards }))]);
+        let arrivals: Vec<Incoming> = group.state.arrivals.values().cloned().collect();
+        let arriving: BTreeSet<SpaceId> = arrivals.iter().map(|it| it.space).collect();
+        let owned = shards.iter().map(|shard| shard.space);
+        let spaces: BTreeSet<SpaceId> = owned.chain(arriving.iter().copied()).collect();
+        let mut todo = VecDeque::from([Todo::Header(Box::new(Piece::Header { meta, shards, arrivals }))]);
         let mut sessions = group.state.sessions.export();
         while !sessions.is_empty() {
             let rest = sessions.split_off(sessions.len().min(SESSION_ROWS_PER_PIECE));
@@ -102,7 +109,7 @@ impl<S: Store> Source<S> {
         }
         todo.push_back(Todo::End);
         let install = group.shared.installs.load(Ordering::SeqCst);
-        Source { image, slot, revision, install, todo, rows: 0 }
+        Source { image, slot, revision, install, arriving, todo, rows: 0 }
     }
 
     /// Rows of `rest` as of the image, about `bytes_max` of them, and where to go on.
@@ -115,6 +122,7 @@ impl<S: Store> Source<S> {
         bytes_max: usize,
     ) -> Result<(Vec<(Bytes, Bytes)>, Option<Vec<u8>>), StoreError> {
         let shared = &self.image.0;
+        let revision = if self.arriving.contains(&space) { Revision(u64::MAX) } else { self.revision };
         let space = shared.keys.space(space);
         let (mut rows, mut bytes, mut next) = (Vec::new(), 0, None);
         shared.store.scan(rest, &mut |row_key, row| {
@@ -124,11 +132,11 @@ impl<S: Store> Source<S> {
             }
             let key = space.rest(row_key);
             let row = match kind {
-                LATEST if Head::parse(row)?.mod_revision > self.revision => {
-                    mvcc::lookup(&*shared.store, &space, key, self.revision)?.map(|version| version.row)
+                LATEST if Head::parse(row)?.mod_revision > revision => {
+                    mvcc::lookup(&*shared.store, &space, key, revision)?.map(|version| version.row)
                 }
-                HISTORY if space.history_revision(row_key) > Some(self.revision) => None,
-                INDEX if space.index_last(row_key) > Some(self.revision) => return Ok(ControlFlow::Break(())),
+                HISTORY if space.history_revision(row_key) > Some(revision) => None,
+                INDEX if space.index_last(row_key) > Some(revision) => return Ok(ControlFlow::Break(())),
                 _ => Some(Bytes::copy_from_slice(row)),
             };
             if let Some(row) = row {
@@ -197,7 +205,7 @@ fn unseal(sealed: &[u8]) -> Result<Piece, StoreError> {
 /// Receives an image.
 pub(crate) struct Sink<S: Store> {
     shared: Arc<Shared<S>>,
-    header: Option<(Meta, Vec<OwnedShard>)>,
+    header: Option<(Meta, Vec<OwnedShard>, Vec<Incoming>)>,
     /// The sender's space numbers and ours.
     spaces: BTreeMap<SpaceId, SpaceId>,
     sessions: Vec<(Slot, Vec<Executed>)>,
@@ -237,11 +245,12 @@ impl<S: Store> SnapshotSink for Sink<S> {
             return Err(StoreError::Image("a piece behind the end".into()));
         }
         match (piece, &self.header) {
-            (Piece::Header { meta, shards }, None) => {
-                for space in shards.iter().map(|shard| shard.space).chain(meta.home) {
+            (Piece::Header { meta, shards, arrivals }, None) => {
+                let owned = shards.iter().map(|shard| shard.space).chain(meta.home);
+                for space in owned.chain(arrivals.iter().map(|it| it.space)) {
                     self.spaces.entry(space).or_insert_with(|| self.shared.new_space());
                 }
-                self.header = Some((meta, shards));
+                self.header = Some((meta, shards, arrivals));
                 Ok(())
             }
             (Piece::Header { .. }, Some(_)) => Err(StoreError::Image("a second header".into())),
@@ -276,7 +285,7 @@ pub(crate) fn finish<S: Store>(
     };
     assert!(Arc::ptr_eq(&sink.shared, &group.shared), "the sink belongs to another group");
     let Sink { shared, header, spaces, sessions, complete, .. } = *sink;
-    let Some((meta, shards)) = header.filter(|_| complete) else {
+    let Some((meta, shards, arrivals)) = header.filter(|_| complete) else {
         return Err(StoreError::Image("it is not complete".into()));
     };
     let applied = group.state.meta.applied;
@@ -287,12 +296,17 @@ pub(crate) fn finish<S: Store>(
     let mut batch = WriteBatch::default();
     batch.delete_range(keys.session_rows());
     batch.delete_range(keys.shards());
+    batch.delete_range(keys.all_incoming());
     for (slot, row) in &sessions {
         batch.put(keys.session_row(*slot), codec::encode(row));
     }
     for mut shard in shards {
         shard.space = spaces[&shard.space];
         batch.put(keys.shard(shard.id), codec::encode(&shard));
+    }
+    for mut incoming in arrivals {
+        incoming.space = spaces[&incoming.space];
+        batch.put(keys.incoming(incoming.id), codec::encode(&incoming));
     }
     let meta = Meta { home: meta.home.map(|home| spaces[&home]), imaged: meta.applied, ..meta };
     batch.put(keys.meta(), codec::encode(&meta));

@@ -7,6 +7,7 @@
 //! G 01                                    the group's meta: applied slot, last revision, hash, home space
 //! G 02 shard(8, BE)                       a shard: bounds, epoch, space, floor, eviction floor
 //! G 03 slot(8, BE)                        the session outcomes of the apply call that ended at slot
+//! G 05 shard(8, BE)                       a shard that arrives: its move, space, and how far it has come
 //! G 04 name…                              rows of a group with its own state machine (shardmaster)
 //! G 10 number(space) 'L' key              the newest version of a key, also if it is a tombstone
 //! G 10 number(space) 'H' escaped(key) !revision(8, BE)     an older version; the newest comes first
@@ -31,6 +32,7 @@ const META: u8 = 0x01;
 const SHARD: u8 = 0x02;
 const SESSION: u8 = 0x03;
 const NAMED: u8 = 0x04;
+const INCOMING: u8 = 0x05;
 const SPACE: u8 = 0x10;
 
 pub(crate) const LATEST: u8 = b'L';
@@ -82,6 +84,12 @@ impl GroupKeys {
     }
     pub(crate) fn shards(&self) -> RowRange {
         RowRange::prefix(&self.row(SHARD, &[]))
+    }
+    pub(crate) fn incoming(&self, shard: ShardId) -> Vec<u8> {
+        self.row(INCOMING, &shard.0.to_be_bytes())
+    }
+    pub(crate) fn all_incoming(&self) -> RowRange {
+        RowRange::prefix(&self.row(INCOMING, &[]))
     }
     pub(crate) fn session_row(&self, slot: Slot) -> Vec<u8> {
         self.row(SESSION, &slot.0.to_be_bytes())
@@ -178,6 +186,17 @@ impl SpaceKeys {
         let mut end = self.history(key, Revision(0));
         end.push(0);
         RowRange { start: self.history(key, at), end }
+    }
+
+    /// The older versions of all keys of a shard.
+    pub(crate) fn history_of(&self, bounds: &Bounds) -> RowRange {
+        let row = |key: &[u8]| {
+            let mut row = self.row(HISTORY, key.len() + 4);
+            push_escaped(&mut row, key);
+            row
+        };
+        let end = bounds.end.as_ref().map_or_else(|| self.kind(HISTORY).end, |end| row(end));
+        RowRange { start: row(&bounds.start), end }
     }
 
     /// The revision of a history row.

@@ -11,7 +11,8 @@
 //! - `mvcc`: the version of a key at a revision. `exec`: an operation on the state below a revision,
 //!   for writes, for reads, and for answering a retry again. `range`: counting, filtering, sorting.
 //! - `sessions`: exactly-once. `territory`: the keys of the shards that a command names.
-//! - `apply`: one call is one batch. `image`: snapshots and their installation. `collect`: history
+//! - `apply`: one call is one batch. [`moving`]: shards on their way between groups, `apply_moves` their steps.
+//!   `image`: snapshots and their installation. `collect`: history
 //!   below the floor goes.
 //!
 //! Invariants:
@@ -25,6 +26,7 @@
 //! - This crate knows no runtime, no network and no log.
 
 mod apply;
+mod apply_moves;
 mod cached;
 mod changes;
 pub mod codec;
@@ -36,6 +38,7 @@ mod image;
 mod key;
 pub mod map;
 mod memory;
+pub mod moving;
 mod mvcc;
 pub mod ops;
 mod overlay;

@@ -1,7 +1,7 @@
 //! The shard map: which group owns which range of keys. The shardmaster decides it, gateways route
 //! by it, groups hold their own part of it.
 
-use crate::types::{Bounds, Epoch, Keys, ShardId};
+use crate::types::{Bounds, Epoch, Keys, MoveId, ShardId};
 use paxos::{ConfigId, GroupId, NodeId};
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +16,23 @@ pub struct ShardInfo {
     pub group: GroupId,
     /// Counts the owners.
     pub epoch: Epoch,
+    /// The move by which the owner has it; 0 if it was the first.
+    pub by: MoveId,
+}
+
+/// A shard that is to move to another group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveInfo {
+    /// The move.
+    pub id: MoveId,
+    /// The shard.
+    pub shard: ShardId,
+    /// Its owner.
+    pub from: GroupId,
+    /// The epoch at which it is owned.
+    pub epoch: Epoch,
+    /// The next owner.
+    pub to: GroupId,
 }
 
 /// A replica group and where its replicas live.
@@ -88,6 +105,11 @@ pub struct ShardMap {
     pub compacted: crate::types::Revision,
     /// Sorted by start.
     pub shards: Vec<ShardInfo>,
+    /// Moves under way, sorted by id; at most one per shard.
+    pub moves: Vec<MoveInfo>,
+    /// The last move that was planned. One that is not in `moves`, and is not above, is over: its shard is owned
+    /// by it, or it was called off.
+    pub last_move: MoveId,
     /// The shardmaster's own group.
     pub shardmaster: GroupInfo,
     /// Data groups, sorted by id. The shardmaster group is not among them.
@@ -109,6 +131,21 @@ impl ShardMap {
     /// The shards that `keys` touch, in key order.
     pub fn shards_of<'a>(&'a self, keys: &'a Keys) -> impl Iterator<Item = &'a ShardInfo> {
         self.shards.iter().filter(|shard| shard.bounds.intersects(keys))
+    }
+
+    /// A shard by its id.
+    pub fn shard(&self, id: ShardId) -> Option<&ShardInfo> {
+        self.shards.iter().find(|shard| shard.id == id)
+    }
+
+    /// A move under way, by its id.
+    pub fn move_of(&self, id: MoveId) -> Option<&MoveInfo> {
+        self.moves.iter().find(|planned| planned.id == id)
+    }
+
+    /// Whether a move is over, as far as this map knows: one that it has never heard of may be yet to come.
+    pub fn is_over(&self, id: MoveId) -> bool {
+        id <= self.last_move && self.move_of(id).is_none()
     }
 
     /// A group by its id, the shardmaster's among them.

@@ -106,6 +106,14 @@ impl Store for MemoryStore {
         Ok(())
     }
 
+    fn approximate_bytes(&self, rows: &RowRange) -> u64 {
+        if rows.is_empty() {
+            return 0;
+        }
+        let bounds = (Bound::Included(&rows.start[..]), Bound::Excluded(&rows.end[..]));
+        self.snapshot().range::<[u8], _>(bounds).map(|(key, row)| (key.len() + row.len()) as u64).sum()
+    }
+
     fn flush(&self) -> Result<(), StoreError> {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         let unflushed = std::mem::take(&mut state.unflushed);

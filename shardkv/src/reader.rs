@@ -7,12 +7,14 @@
 //! as they were, after it has read, has read right; otherwise it decides anew.
 
 use crate::exec::{self, ExecError, Mode};
+use crate::moving::Incoming;
 use crate::ops::{Op, OpResult};
 use crate::request::OpError;
 use crate::state::{OwnedShard, Shared, territory_of};
 use crate::store::{Store, StoreError};
 use crate::types::{Epoch, Revision, ShardId};
 use paxos::Slot;
+use paxos::flaw::{self, Flaw};
 use std::sync::Arc;
 
 /// Why a read was not answered.
@@ -79,15 +81,17 @@ impl<S: Store> Reader<S> {
     /// outside of them are left out. A range with a revision of its own reads at that one. The
     /// caller has checked that the revisions are complete here, and that it may serve the read.
     pub fn read(&self, shards: &[(ShardId, Epoch)], op: &Op, at: Revision) -> Result<OpResult, ReadError> {
-        self.read_until(shards, op, at, &|| false)
+        self.read_until(shards, op, at, false, &|| false)
     }
 
-    /// The same, unless `stop`, asked now and then, says that nobody wants the answer any more.
+    /// The same, unless `stop`, asked now and then, says that nobody wants the answer any more. A shard that is
+    /// frozen can be read up to its end, but nobody here can say any more what is the newest (`newest`).
     pub fn read_until(
         &self,
         shards: &[(ShardId, Epoch)],
         op: &Op,
         at: Revision,
+        newest: bool,
         stop: &dyn Fn() -> bool,
     ) -> Result<OpResult, ReadError> {
         if !op.is_read_only() {
@@ -96,7 +100,11 @@ impl<S: Store> Reader<S> {
         let behind = Revision(at.0.saturating_add(1));
         let named = || {
             let owned = self.shared.shards();
-            territory_of(&owned, &self.shared.keys, shards.iter().copied()).ok_or(ReadError::WrongShard)
+            let territory = territory_of(&owned, &self.shared.keys, shards.iter().copied());
+            let readable = territory.filter(|territory| {
+                territory.frozen().is_none_or(|end| (!newest && at <= end) || flaw::is(Flaw::ReadFrozen))
+            });
+            readable.ok_or(ReadError::WrongShard)
         };
         let mut territory = named()?;
         loop {
@@ -112,12 +120,30 @@ impl<S: Store> Reader<S> {
 
     /// The newest revision that can be read here: what is applied, and no floor of the named shards lies
     /// above it. A compaction above the last applied revision was logged when that was closed, so
-    /// nothing lies between them.
+    /// nothing lies between them. Of a frozen shard it is the end.
     pub fn newest(&self, shards: &[(ShardId, Epoch)]) -> Revision {
         let (_, last) = self.applied();
         let owned = self.shared.shards();
         let floors = shards.iter().filter_map(|(id, _)| owned.get(id)).map(|shard| shard.info.floor);
-        floors.max().unwrap_or_default().max(last)
+        let newest = floors.max().unwrap_or_default().max(last);
+        self.frozen(shards).map_or(newest, |frozen| newest.min(frozen))
+    }
+
+    /// The last revision that can be read of the named shards, if one of them is frozen.
+    pub fn frozen(&self, shards: &[(ShardId, Epoch)]) -> Option<Revision> {
+        let owned = self.shared.shards();
+        shards.iter().filter_map(|(id, _)| owned.get(id)?.info.out.as_ref()?.frozen).min()
+    }
+
+    /// Whether any shard is on its way, from here or to here. Cheap.
+    pub fn is_moving(&self) -> bool {
+        let leaves = self.shared.shards().values().any(|shard| shard.info.out.is_some());
+        leaves || !self.shared.arrivals().is_empty()
+    }
+
+    /// The shards that arrive here, by id.
+    pub fn arrivals(&self) -> Vec<Incoming> {
+        self.shared.arrivals().values().cloned().collect()
     }
 
     /// Reads at what is applied here; may be stale.

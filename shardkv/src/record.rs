@@ -14,6 +14,7 @@ use crate::ops::KeyValue;
 use crate::store::StoreError;
 use crate::types::Revision;
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 const TOMBSTONE: u8 = 1;
 
@@ -91,7 +92,7 @@ pub(crate) fn tombstone(revision: Revision) -> Bytes {
 }
 
 /// One change, as the revision index keeps it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Entry {
     pub(crate) revision: Revision,
     pub(crate) operation: u32,

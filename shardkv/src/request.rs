@@ -3,7 +3,7 @@
 
 use crate::map::ShardMap;
 use crate::ops::{Op, OpResult};
-use crate::types::{Epoch, Revision, ShardId};
+use crate::types::{Epoch, MoveId, Revision, ShardId};
 use paxos::{GroupId, NodeId};
 use serde::{Deserialize, Serialize};
 
@@ -99,6 +99,18 @@ pub enum RequestBody {
         /// The nodes that are to vote in it; its present ones call a change off.
         members: Vec<NodeId>,
     },
+    /// To the shardmaster group: log that a shard is to move ([`ReplyBody::Move`]).
+    MoveShard {
+        /// The shard.
+        shard: ShardId,
+        /// To which group.
+        to: GroupId,
+    },
+    /// To the shardmaster group: log that a move is called off ([`ReplyBody::Logged`]).
+    CancelMove {
+        /// Which.
+        mv: MoveId,
+    },
     /// To the shardmaster group: a new node asks for its id ([`ReplyBody::Node`]). Asked again with the same
     /// incarnation, it is given the same.
     AddNode {
@@ -177,6 +189,8 @@ pub enum ReplyBody {
     Logged,
     /// Of [`RequestBody::AddNode`]: the node's id.
     Node(NodeId),
+    /// Of [`RequestBody::MoveShard`]: the move's id.
+    Move(MoveId),
     /// Of [`RequestBody::CurrentRevision`].
     Current {
         /// The newest number handed out.

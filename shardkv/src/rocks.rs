@@ -248,6 +248,10 @@ impl Store for RocksStore {
         property("rocksdb.is-write-stopped") || property("rocksdb.actual-delayed-write-rate")
     }
 
+    fn approximate_bytes(&self, rows: &RowRange) -> u64 {
+        self.db.get_approximate_sizes(&[rocksdb::Range::new(&rows.start, &rows.end)]).first().copied().unwrap_or(0)
+    }
+
     fn flush(&self) -> Result<(), StoreError> {
         self.db.flush().map_err(failed("flush"))
     }

@@ -10,7 +10,7 @@ use crate::map::ShardInfo;
 use crate::ops::KeyValue;
 use crate::record;
 use crate::state::{Meta, OwnedShard};
-use crate::types::{Revision, SpaceId};
+use crate::types::{MoveId, Revision, SpaceId};
 use bytes::Bytes;
 use paxos::Slot;
 
@@ -39,10 +39,13 @@ impl Seed {
             // and execute anew; those of this cluster are born at the floor.
             evicted: Revision(floor.0.saturating_sub(1)),
             space: SPACE,
+            since: Slot(0),
+            stayed: MoveId(0),
+            out: None,
         };
         let meta =
             Meta { applied: SEED_SLOT, last_revision: floor, home: Some(SPACE), imaged: SEED_SLOT, ..Meta::default() };
-        let header = Piece::Header { meta, shards: shards.iter().map(owned).collect() };
+        let header = Piece::Header { meta, shards: shards.iter().map(owned).collect(), arrivals: Vec::new() };
         (Seed { rows: 0 }, seal(&header))
     }
 
@@ -80,6 +83,7 @@ mod tests {
             bounds: Bounds { start: Bytes::from(start), end: end.map(Bytes::from) },
             group: GroupId(2),
             epoch: Epoch(1),
+            by: MoveId(0),
         };
         let shards = [shard(1, "", Some("m")), shard(2, "m", None)];
         let pair = |key: &'static str, revision: u64| KeyValue {

@@ -189,12 +189,44 @@ impl Sessions {
         self.tables.get(&shard).map_or(Revision(0), |table| table.evicted)
     }
 
-    /// Rebuilds the tables from the rows, oldest first, and the shards' eviction floors.
+    /// Takes over what another group has recorded of a shard that arrives, in the order of revisions.
+    pub(crate) fn import(&mut self, executed: &Executed, row: Slot) {
+        self.insert(executed, row);
+    }
+
+    /// Sets the eviction floor of a shard that arrives.
+    pub(crate) fn set_evicted(&mut self, shard: ShardId, evicted: Revision) {
+        self.tables.entry(shard).or_default().evicted = evicted;
+    }
+
+    /// Forgets a shard.
+    pub(crate) fn forget(&mut self, shard: ShardId) {
+        let table = self.tables.remove(&shard).unwrap_or_default();
+        let rows = table.sessions.into_values().flat_map(|session| session.outcomes.into_values());
+        let rows: Vec<Slot> = rows.map(|recorded| recorded.row).collect();
+        rows.into_iter().for_each(|row| self.release(row));
+    }
+
+    /// What is recorded of a shard above `after`, in the order of revisions.
+    pub(crate) fn export_shard(&self, shard: ShardId, after: Revision) -> Vec<Executed> {
+        let all = self.export().into_iter().flat_map(|(_, row)| row);
+        let mut found: Vec<Executed> = all.filter(|it| it.shard == shard && it.revision > after).collect();
+        found.sort_by_key(|executed| executed.revision);
+        found
+    }
+
+    /// Rebuilds the tables from the rows, oldest first, and the shards' eviction floors. Of each shard only what
+    /// lies in rows from its slot on counts, and other shards not at all.
     pub(crate) fn restore(
         limits: SessionLimits,
-        floors: &[(ShardId, Revision)],
-        rows: Vec<(Slot, Vec<Executed>)>,
+        known: &[(ShardId, Revision, Slot)],
+        mut rows: Vec<(Slot, Vec<Executed>)>,
     ) -> Sessions {
+        // Rows hold what shards have left behind that went, and may have come again.
+        let since: BTreeMap<ShardId, Slot> = known.iter().map(|(shard, _, since)| (*shard, *since)).collect();
+        for (slot, row) in &mut rows {
+            row.retain(|executed| since.get(&executed.shard).is_some_and(|since| since <= slot));
+        }
         // The newest outcome tells a session's birth; older ones than that were of an evicted
         // session that had the same number.
         let mut newest: BTreeMap<(ShardId, u128), (Revision, Revision)> = BTreeMap::new();
@@ -202,7 +234,7 @@ impl Sessions {
             newest.insert((executed.shard, executed.tag.session), (executed.revision, executed.tag.born));
         }
         let mut sessions = Sessions::new(limits);
-        for (shard, floor) in floors {
+        for (shard, floor, _) in known {
             sessions.tables.entry(*shard).or_default().evicted = *floor;
         }
         for (slot, row) in rows {
@@ -294,7 +326,7 @@ mod tests {
                 if live.needs_row(slot) {
                     rows.insert(slot, row);
                 }
-                let floors: Vec<_> = live.tables.iter().map(|(id, table)| (*id, table.evicted)).collect();
+                let floors: Vec<_> = live.tables.iter().map(|(id, table)| (*id, table.evicted, Slot(0))).collect();
                 let stored = rows.clone().into_iter().collect();
                 prop_assert_eq!(essence(&Sessions::restore(LIMITS, &floors, stored)), essence(&live));
                 prop_assert_eq!(essence(&Sessions::restore(LIMITS, &floors, live.export())), essence(&live));

@@ -2,10 +2,11 @@
 
 use crate::codec;
 use crate::key::{GroupKeys, SpaceKeys};
+use crate::moving::{Incoming, Outgoing};
 use crate::sessions::{Executed, SessionLimits, Sessions};
 use crate::store::{Store, StoreError, View};
 use crate::territory::{Part, Territory};
-use crate::types::{Bounds, Epoch, Revision, ShardId, SpaceId};
+use crate::types::{Bounds, Epoch, MoveId, Revision, ShardId, SpaceId};
 use paxos::{Configuration, Slot};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::collections::BTreeMap;
@@ -28,6 +29,19 @@ pub struct OwnedShard {
     pub evicted: Revision,
     /// Where its rows lie on this node.
     pub space: SpaceId,
+    /// Session outcomes in rows below this slot are not of this time here.
+    pub since: Slot,
+    /// The last move that has ended with the shard staying here.
+    pub stayed: MoveId,
+    /// The move to another group that is under way.
+    pub out: Option<Outgoing>,
+}
+
+impl OwnedShard {
+    /// History from here on must not be collected.
+    pub(crate) fn kept_from(&self) -> Revision {
+        self.out.as_ref().map_or(self.floor, |out| out.kept_from)
+    }
 }
 
 /// The group's meta row.
@@ -42,6 +56,8 @@ pub(crate) struct Meta {
     pub(crate) imaged: Slot,
     /// Of the last stop-sign applied.
     pub(crate) configuration: Option<Configuration>,
+    /// The largest revision of a compaction; a shard that arrives, or stays after all, heeds it, too.
+    pub(crate) compacted: Revision,
 }
 
 /// A shard with its keys ready for use.
@@ -59,10 +75,12 @@ impl Shard {
 }
 
 fn part(info: &OwnedShard, space: SpaceKeys) -> Part {
-    Part { bounds: info.bounds.clone(), space, floor: info.floor }
+    let frozen = info.out.as_ref().and_then(|out| out.frozen);
+    Part { bounds: info.bounds.clone(), space, floor: info.floor, frozen }
 }
 
 pub(crate) type Shards = BTreeMap<ShardId, Shard>;
+pub(crate) type Arrivals = BTreeMap<ShardId, Incoming>;
 
 /// The stretch of the named shards, if each is owned at exactly its epoch.
 pub(crate) fn territory_of(
@@ -88,6 +106,7 @@ pub(crate) fn territory_of(
 pub(crate) struct State {
     pub(crate) meta: Meta,
     pub(crate) shards: Arc<Shards>,
+    pub(crate) arrivals: Arc<Arrivals>,
     pub(crate) sessions: Sessions,
 }
 
@@ -103,18 +122,30 @@ impl State {
             shards.insert(info.id, Shard::new(info, keys));
             Ok(ControlFlow::Continue(()))
         })?;
-        let mut rows: Vec<(Slot, Vec<Executed>)> = Vec::new();
-        store.scan(&keys.session_rows(), &mut |key, row| {
-            let Some(slot) = keys.session_slot(key) else {
-                return Err(StoreError::Corrupt { what: "key of a session row", detail: format!("{key:02x?}") });
-            };
-            rows.push((slot, decode_row("session row", row)?));
+        let mut arrivals = Arrivals::new();
+        store.scan(&keys.all_incoming(), &mut |_, row| {
+            let incoming: Incoming = decode_row("shard that arrives", row)?;
+            arrivals.insert(incoming.id, incoming);
             Ok(ControlFlow::Continue(()))
         })?;
-        let floors: Vec<_> = shards.values().map(|shard| (shard.info.id, shard.info.evicted)).collect();
-        let sessions = Sessions::restore(limits, &floors, rows);
-        Ok(State { meta, shards: Arc::new(shards), sessions })
+        let owned = shards.values().map(|shard| (shard.info.id, shard.info.evicted, shard.info.since));
+        let known: Vec<_> = owned.chain(arrivals.values().map(|it| (it.id, it.evicted, it.since))).collect();
+        let sessions = Sessions::restore(limits, &known, session_rows(store, keys)?);
+        Ok(State { meta, shards: Arc::new(shards), arrivals: Arc::new(arrivals), sessions })
     }
+}
+
+/// All stored session outcomes, by the slots of their rows.
+pub(crate) fn session_rows(store: &impl View, keys: &GroupKeys) -> Result<Vec<(Slot, Vec<Executed>)>, StoreError> {
+    let mut rows = Vec::new();
+    store.scan(&keys.session_rows(), &mut |key, row| {
+        let Some(slot) = keys.session_slot(key) else {
+            return Err(StoreError::Corrupt { what: "key of a session row", detail: format!("{key:02x?}") });
+        };
+        rows.push((slot, decode_row("session row", row)?));
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(rows)
 }
 
 pub(crate) fn decode_row<T: DeserializeOwned>(what: &'static str, row: &[u8]) -> Result<T, StoreError> {
@@ -127,6 +158,8 @@ pub(crate) struct Shared<S> {
     pub(crate) keys: GroupKeys,
     /// Published after the batch that made it is written.
     published: RwLock<Arc<Shards>>,
+    arrivals: RwLock<Arc<Arrivals>>,
+    pub(crate) limits: SessionLimits,
     applied: AtomicU64,
     revision: AtomicU64,
     /// Held while newest rows are replaced (apply) or deleted (collection).
@@ -144,11 +177,19 @@ pub(crate) struct Shared<S> {
 pub(crate) type Cursors = BTreeMap<SpaceId, Vec<u8>>;
 
 impl<S: Store> Shared<S> {
-    pub(crate) fn new(store: Arc<S>, keys: GroupKeys, state: &State, next_space: u64) -> Shared<S> {
+    pub(crate) fn new(
+        store: Arc<S>,
+        keys: GroupKeys,
+        state: &State,
+        limits: SessionLimits,
+        next_space: u64,
+    ) -> Shared<S> {
         Shared {
             store,
             keys,
             published: RwLock::new(Arc::clone(&state.shards)),
+            arrivals: RwLock::new(Arc::clone(&state.arrivals)),
+            limits,
             applied: AtomicU64::new(state.meta.applied.0),
             revision: AtomicU64::new(state.meta.last_revision.0),
             writing: Mutex::new(()),
@@ -165,6 +206,9 @@ impl<S: Store> Shared<S> {
         if stale {
             *self.published.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&state.shards);
         }
+        if !Arc::ptr_eq(&self.arrivals(), &state.arrivals) {
+            *self.arrivals.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&state.arrivals);
+        }
         // The slot last: who sees it sees at least its revision.
         self.revision.store(state.meta.last_revision.0, Ordering::Release);
         self.applied.store(state.meta.applied.0, Ordering::Release);
@@ -173,10 +217,15 @@ impl<S: Store> Shared<S> {
     /// Shows readers that there is nothing to be read here any more.
     pub(crate) fn publish_none(&self) {
         *self.published.write().unwrap_or_else(PoisonError::into_inner) = Arc::default();
+        *self.arrivals.write().unwrap_or_else(PoisonError::into_inner) = Arc::default();
     }
 
     pub(crate) fn shards(&self) -> Arc<Shards> {
         Arc::clone(&self.published.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn arrivals(&self) -> Arc<Arrivals> {
+        Arc::clone(&self.arrivals.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(crate) fn applied(&self) -> (Slot, Revision) {

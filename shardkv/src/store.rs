@@ -112,6 +112,9 @@ pub trait Store: View + Send + Sync + 'static {
         false
     }
 
+    /// How many bytes these rows take, about; what was written lately may not be counted.
+    fn approximate_bytes(&self, rows: &RowRange) -> u64;
+
     /// Makes everything written so far durable.
     fn flush(&self) -> Result<(), StoreError>;
 

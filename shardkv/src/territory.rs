@@ -11,6 +11,8 @@ pub(crate) struct Part {
     pub(crate) space: SpaceKeys,
     /// History below is gone or going.
     pub(crate) floor: Revision,
+    /// Nothing is written here any more, and only revisions up to this one may be read.
+    pub(crate) frozen: Option<Revision>,
 }
 
 /// Parts sorted by start, without overlap.
@@ -26,7 +28,7 @@ impl Territory {
         // A shard may be named twice.
         parts.dedup_by(|next, part| next.bounds == part.bounds);
         parts.dedup_by(|next, part| {
-            let same = part.space == next.space && part.floor == next.floor;
+            let same = (&part.space, part.floor, part.frozen) == (&next.space, next.floor, next.frozen);
             let joined = same && meet(&part.bounds, &next.bounds);
             if joined {
                 part.bounds.end = next.bounds.end.clone();
@@ -72,6 +74,11 @@ impl Territory {
         }
     }
 
+    /// The last revision that may be read here, if a part moves to another group.
+    pub(crate) fn frozen(&self) -> Option<Revision> {
+        self.parts.iter().filter_map(|part| part.frozen).min()
+    }
+
     /// What can be read everywhere here: the largest floor.
     pub(crate) fn floor(&self) -> Revision {
         self.parts.iter().map(|part| part.floor).max().unwrap_or_default()
@@ -89,7 +96,7 @@ mod tests {
     fn part(start: &'static str, end: &'static str, space: u64) -> Part {
         let end = Some(Bytes::from(end)).filter(|end| !end.is_empty());
         let space = GroupKeys::new(GroupId(2)).space(SpaceId(space));
-        Part { bounds: Bounds { start: start.into(), end }, space, floor: Revision(0) }
+        Part { bounds: Bounds { start: start.into(), end }, space, floor: Revision(0), frozen: None }
     }
 
     fn range(start: &'static str, end: &'static str) -> Keys {

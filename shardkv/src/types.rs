@@ -26,6 +26,10 @@ pub struct ShardId(pub u64);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Epoch(pub u64);
 
+/// Counts the moves that were ever planned, of all shards; 0 means none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct MoveId(pub u64);
+
 /// The storage prefix under which a shard's rows lie on one node. Local to the node; never used
 /// twice on a disk (boot counter in the upper 32 bits, a counter in the lower).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -34,6 +38,11 @@ pub struct SpaceId(pub u64);
 impl fmt::Display for Revision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "r{}", self.0)
+    }
+}
+impl fmt::Display for MoveId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "m{}", self.0)
     }
 }
 impl fmt::Display for ShardId {
@@ -52,6 +61,13 @@ pub struct Bounds {
 }
 
 impl Bounds {
+    /// All keys inside.
+    pub fn keys(&self) -> Keys {
+        match &self.end {
+            Some(end) => Keys::Range { start: self.start.clone(), end: end.clone() },
+            None => Keys::From(self.start.clone()),
+        }
+    }
     /// Whether `key` lies inside.
     pub fn contains(&self, key: &[u8]) -> bool {
         key >= &self.start[..] && self.end.as_ref().is_none_or(|end| key < &end[..])

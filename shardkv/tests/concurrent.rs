@@ -7,7 +7,7 @@ use paxos::{GroupId, Slot, StateMachine};
 use shardkv::command::{Batch, Command};
 use shardkv::ops::{Delete, Op, OpResult, Put, Range};
 use shardkv::request::SessionTag;
-use shardkv::types::{Bounds, Epoch, Keys, Revision, ShardId};
+use shardkv::types::{Bounds, Epoch, Keys, MoveId, Revision, ShardId};
 use shardkv::{DataGroup, MemoryStore, ReadError, Reader, Store, codec};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,7 +40,7 @@ fn entry(round: u64) -> Bytes {
     };
     let session = SessionTag { session: 1, born: Revision(1), sequence: round, low_water: round };
     let mut commands = match round {
-        1 => vec![Command::Activate { revision, shard: SHARD, bounds: Bounds::default(), epoch: EPOCH }],
+        1 => vec![Command::Activate { revision, shard: SHARD, bounds: Bounds::default(), epoch: EPOCH, by: MoveId(0) }],
         _ => vec![Command::Write { revision, shard: SHARD, epoch: EPOCH, also: vec![], session, op }],
     };
     if round.is_multiple_of(7) {

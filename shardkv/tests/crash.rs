@@ -10,7 +10,7 @@ use shardkv::command::{Batch, Command, Outcome};
 use shardkv::ops::{Delete, Op, Put, Range};
 use shardkv::request::SessionTag;
 use shardkv::store::{RowRange, View, Visit, WriteBatch};
-use shardkv::types::{Bounds, Epoch, Keys, Revision, ShardId};
+use shardkv::types::{Bounds, Epoch, Keys, MoveId, Revision, ShardId};
 use shardkv::{DataGroup, GroupMeta, MemoryStore, Progress, Store, StoreError, codec};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -50,6 +50,9 @@ impl Store for Failing {
         self.spend()?;
         self.inner.write(batch)
     }
+    fn approximate_bytes(&self, rows: &RowRange) -> u64 {
+        self.inner.approximate_bytes(rows)
+    }
     fn flush(&self) -> Result<(), StoreError> {
         self.spend()?;
         self.inner.flush()
@@ -64,7 +67,8 @@ impl Store for Failing {
 fn entry(slot: u64) -> Bytes {
     let revision = Revision(slot * 10);
     if slot == 1 {
-        let activate = Command::Activate { revision, shard: SHARD, bounds: Bounds::default(), epoch: EPOCH };
+        let activate =
+            Command::Activate { revision, shard: SHARD, bounds: Bounds::default(), epoch: EPOCH, by: MoveId(0) };
         return codec::encode(&Batch { commands: vec![activate] });
     }
     let key = |n: u64| Bytes::from(format!("key{}", n % 10));

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use shardkv::command::{Batch, Command, Outcome};
 use shardkv::ops::{Op, TXN_DEPTH_MAX, Txn};
 use shardkv::request::SessionTag;
-use shardkv::types::{Revision, ShardId};
+use shardkv::types::{MoveId, Revision, ShardId};
 use shardkv::{DataGroup, MemoryStore, codec};
 use std::sync::Arc;
 
@@ -21,6 +21,7 @@ fn group() -> DataGroup<MemoryStore> {
         shard,
         bounds,
         epoch: generate::EPOCH,
+        by: MoveId(0),
     });
     let outcomes = group.apply(&[(Slot(1), codec::encode(&Batch { commands: commands.collect() }))]).unwrap();
     assert!(outcomes[0].iter().all(|outcome| *outcome == Outcome::Activated));

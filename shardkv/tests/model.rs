@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use shardkv::command::{Batch, Command};
 use shardkv::ops::Op;
 use shardkv::request::{OpError, SessionTag};
-use shardkv::types::{Bounds, Epoch, Keys, Revision, ShardId};
+use shardkv::types::{Bounds, Epoch, Keys, MoveId, Revision, ShardId};
 use shardkv::{DataGroup, MemoryStore, Progress, ReadError, Store, codec};
 use std::sync::Arc;
 
@@ -138,7 +138,7 @@ impl<S: Store> World<S> {
         let mut world = World { model: Model::default(), log, entry, one, other, crash, sessions, sent };
         for (shard, bounds) in generate::shards() {
             let revision = Revision(world.model.last.max(1) + 1);
-            world.push(Command::Activate { revision, shard, bounds, epoch: EPOCH });
+            world.push(Command::Activate { revision, shard, bounds, epoch: EPOCH, by: MoveId(0) });
         }
         world
     }

@@ -9,7 +9,7 @@ use shardkv::command::{Batch, Command};
 use shardkv::ops::{Op, OpResult, Put, Range};
 use shardkv::request::SessionTag;
 use shardkv::store::{Store, View, WriteBatch};
-use shardkv::types::{Bounds, Epoch, Keys, Revision, ShardId};
+use shardkv::types::{Bounds, Epoch, Keys, MoveId, Revision, ShardId};
 use shardkv::{DataGroup, RocksOptions, RocksStore, codec};
 use std::sync::Arc;
 use std::time::Instant;
@@ -99,7 +99,13 @@ fn rocks_apply_cost() {
     let directory = tempfile::tempdir().unwrap();
     let store = Arc::new(RocksStore::open(directory.path(), RocksOptions::default()).unwrap());
     let mut group = DataGroup::open(Arc::clone(&store), GroupId(2), 1).unwrap();
-    let activate = Command::Activate { revision: Revision(2), shard: SHARD, bounds: Bounds::default(), epoch: EPOCH };
+    let activate = Command::Activate {
+        revision: Revision(2),
+        shard: SHARD,
+        bounds: Bounds::default(),
+        epoch: EPOCH,
+        by: MoveId(0),
+    };
     group.apply(&[(Slot(1), codec::encode(&Batch { commands: vec![activate] }))]).unwrap();
     let mut slot = 1;
     for round in 0..4 {

@@ -6,7 +6,7 @@ use paxos::{GroupId, Slot, StateMachine};
 use shardkv::command::{Batch, Command, Outcome};
 use shardkv::ops::{Op, OpResult, Put, Range};
 use shardkv::request::SessionTag;
-use shardkv::types::{Bounds, Epoch, Keys, Revision, ShardId};
+use shardkv::types::{Bounds, Epoch, Keys, MoveId, Revision, ShardId};
 use shardkv::{DataGroup, MemoryStore, ReadError, codec};
 use std::sync::Arc;
 
@@ -25,7 +25,13 @@ fn entry(commands: Vec<Command>) -> Bytes {
 }
 
 fn activate(revision: u64) -> Command {
-    Command::Activate { revision: Revision(revision), shard: SHARD, bounds: Bounds::default(), epoch: EPOCH }
+    Command::Activate {
+        revision: Revision(revision),
+        shard: SHARD,
+        bounds: Bounds::default(),
+        epoch: EPOCH,
+        by: MoveId(0),
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use paxos::{GroupId, Slot, StateMachine};
 use shardkv::command::{Batch, Command, Outcome};
 use shardkv::ops::{Delete, Op, OpResult, Put, Range, Txn};
 use shardkv::request::{OpError, SessionTag};
-use shardkv::types::{Bounds, Epoch, Keys, Revision, ShardId};
+use shardkv::types::{Bounds, Epoch, Keys, MoveId, Revision, ShardId};
 use shardkv::{DataGroup, MemoryStore, ReadError, codec};
 use std::cell::Cell;
 use std::sync::Arc;
@@ -40,7 +40,8 @@ fn what_is_too_large_is_refused_with_nothing_done() {
     let mut group = DataGroup::open(Arc::new(MemoryStore::new()), GroupId(2), 1).unwrap();
     let value = Bytes::from(vec![b'x'; 1 << 20]);
     let bounds = Bounds::default();
-    let mut commands = vec![Command::Activate { revision: Revision(2), shard: SHARD, bounds, epoch: EPOCH }];
+    let mut commands =
+        vec![Command::Activate { revision: Revision(2), shard: SHARD, bounds, epoch: EPOCH, by: MoveId(0) }];
     for number in 0..KEYS {
         let key = Bytes::from(format!("{number:04}"));
         let op = Put { key, value: value.clone(), lease: 0, prev_kv: false, ignore_value: false, ignore_lease: false };
@@ -73,7 +74,8 @@ fn what_is_too_large_is_refused_with_nothing_done() {
 fn a_read_that_nobody_waits_for_ends_soon() {
     let mut group = DataGroup::open(Arc::new(MemoryStore::new()), GroupId(2), 1).unwrap();
     let bounds = Bounds::default();
-    let mut commands = vec![Command::Activate { revision: Revision(2), shard: SHARD, bounds, epoch: EPOCH }];
+    let mut commands =
+        vec![Command::Activate { revision: Revision(2), shard: SHARD, bounds, epoch: EPOCH, by: MoveId(0) }];
     for number in 0..5_000u64 {
         let op = Put {
             key: Bytes::from(number.to_be_bytes().to_vec()),
@@ -93,6 +95,6 @@ fn a_read_that_nobody_waits_for_ends_soon() {
         asked.get() == 2
     };
     let all = Op::Range(Range::all(everything()));
-    let read = group.reader().read_until(&[(SHARD, EPOCH)], &all, group.last_revision(), &stop);
+    let read = group.reader().read_until(&[(SHARD, EPOCH)], &all, group.last_revision(), true, &stop);
     assert_eq!((read, asked.get()), (Err(ReadError::Stopped), 2));
 }

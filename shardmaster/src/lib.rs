@@ -8,6 +8,7 @@
 //! - No clock, no randomness, no I/O but the store that the state machine writes itself to.
 
 mod group;
+mod moves;
 mod placement;
 mod sequencer;
 mod state;
@@ -20,7 +21,7 @@ pub use state::{MasterCommand, MasterOutcome, MasterState};
 /// A first map: `boundaries` cut the keyspace into one shard more than there are boundaries, dealt
 /// out over the groups in turn.
 pub fn initial_shards(boundaries: &[bytes::Bytes], groups: &[paxos::GroupId]) -> Vec<shardkv::map::ShardInfo> {
-    use shardkv::types::{Bounds, Epoch, ShardId};
+    use shardkv::types::{Bounds, Epoch, MoveId, ShardId};
     let starts = std::iter::once(bytes::Bytes::new()).chain(boundaries.iter().cloned());
     let ends = boundaries.iter().cloned().map(Some).chain(std::iter::once(None));
     let owners = groups.iter().copied().cycle();
@@ -31,6 +32,7 @@ pub fn initial_shards(boundaries: &[bytes::Bytes], groups: &[paxos::GroupId]) ->
             bounds: Bounds { start, end },
             group,
             epoch: Epoch(1),
+            by: MoveId(0),
         })
         .collect()
 }

@@ -4,7 +4,7 @@ use paxos::{ConfigId, GroupId, NodeId};
 use serde::{Deserialize, Serialize};
 use shardkv::map::{NodeInfo, ShardMap};
 use shardkv::request::OpError;
-use shardkv::types::Revision;
+use shardkv::types::{MoveId, Revision, ShardId};
 use std::collections::BTreeMap;
 
 /// Replicas of one group at most: more would make every write wait for more, and survive little more.
@@ -60,6 +60,23 @@ pub enum MasterCommand {
         /// Whether it has begun: a majority of them has everything. Else the stop-sign is decided, no more.
         begun: bool,
     },
+    /// A shard is to move to another group.
+    MoveShard {
+        /// The shard.
+        shard: ShardId,
+        /// Where to.
+        to: GroupId,
+    },
+    /// A move is called off, if it is not over.
+    CancelMove {
+        /// Which.
+        mv: MoveId,
+    },
+    /// All of a shard is where it moves to: from now on it belongs there.
+    Arrived {
+        /// By this move.
+        mv: MoveId,
+    },
     /// The sequencer may hand out numbers up to this one.
     Reserve {
         /// The new bound; a lower one than before changes nothing.
@@ -80,6 +97,8 @@ pub enum MasterOutcome {
     Applied,
     /// The id of the node that has joined.
     Node(NodeId),
+    /// The move that was planned, or was already.
+    Move(MoveId),
     /// Refused with nothing done.
     Failed(OpError),
     /// A leader's no-op.
@@ -153,6 +172,9 @@ impl MasterState {
             MasterCommand::Configured { group, config, members, begun } => {
                 self.configured(group, config, members, begun)
             }
+            MasterCommand::MoveShard { shard, to } => self.move_shard(shard, to),
+            MasterCommand::CancelMove { mv } => self.cancel_move(mv),
+            MasterCommand::Arrived { mv } => self.arrived(mv),
             MasterCommand::Reserve { up_to } => {
                 self.reserved_up_to = self.reserved_up_to.max(up_to);
                 MasterOutcome::Applied
@@ -236,7 +258,7 @@ impl MasterState {
     }
 }
 
-fn refused(why: String) -> MasterOutcome {
+pub(crate) fn refused(why: String) -> MasterOutcome {
     MasterOutcome::Failed(OpError::Malformed(why))
 }
 

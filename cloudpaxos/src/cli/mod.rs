@@ -9,6 +9,7 @@ mod health;
 mod kv;
 mod nodes;
 mod output;
+mod shards;
 mod txn;
 
 use crate::config::{DevConfig, DevOptions, StartConfig, StartOptions, unknown_variables};
@@ -131,6 +132,24 @@ Examples:
   cloudpaxos shards list
   cloudpaxos shards list -o json")]
     List(ClientOptions),
+    /// Move a shard to another group, while it serves.
+    #[command(after_help = "\
+Clients notice a short pause, and no error. A move goes on whatever restarts, until it is done or cancelled.
+
+Example, shard 2 to group 3:
+  cloudpaxos shards move 2 3")]
+    Move(shards::MoveOptions),
+    /// Show the moves under way.
+    #[command(after_help = "\
+Examples:
+  cloudpaxos shards moves
+  cloudpaxos shards moves -o json")]
+    Moves(ClientOptions),
+    /// Call off a move that is not done: the shard stays where it is.
+    #[command(after_help = "\
+Example, with the number that `cloudpaxos shards moves` shows:
+  cloudpaxos shards cancel 7")]
+    Cancel(shards::CancelOptions),
 }
 
 /// How to show an answer.
@@ -204,6 +223,9 @@ pub fn dispatch(cli: Cli, matches: &ArgMatches) -> Result<(), Failure> {
         Command::Kv(command) => block_on(kv::run(command)),
         Command::Status(options) => block_on(cluster::status(options)),
         Command::Shards(ShardsCommand::List(options)) => block_on(cluster::shards(options)),
+        Command::Shards(ShardsCommand::Move(options)) => block_on(shards::start_move(options)),
+        Command::Shards(ShardsCommand::Moves(options)) => block_on(shards::moves(options)),
+        Command::Shards(ShardsCommand::Cancel(options)) => block_on(shards::cancel(options)),
         Command::Groups(command) => block_on(groups::run(command)),
         Command::Nodes(command) => block_on(nodes::run(command)),
         Command::Backup(command) => block_on(backup::run(command)),

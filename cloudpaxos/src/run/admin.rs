@@ -5,11 +5,12 @@ use crate::identity::Identity;
 use gateway::admin::{AdminError, AdminSource, REPORT_TIMEOUT, ReportSource, Reports};
 use gateway::driver::Handle;
 use gateway::{AnswerBody, Call, CallError};
-use node::core::{CoreStatus, GroupStatus};
+use node::core::{CoreStatus, GroupStatus, MoveStatus};
 use node::runtime::NodeHandle;
 use paxos::NodeId;
-use proto::admin::{self, NodeReport, ReplicaReport, ReplicaState};
+use proto::admin::{self, MoveReport, MoveStage, NodeReport, ReplicaReport, ReplicaState};
 use shardkv::map::{NodeInfo, ShardMap};
+use shardkv::moving::Position;
 use shardkv::request::OpError;
 use shardkv::types::Revision;
 use std::sync::Arc;
@@ -77,7 +78,19 @@ fn fill(report: NodeReport, status: &CoreStatus) -> NodeReport {
         handed_out: handed_out.0,
         reserved_up_to: status.reserved_up_to.0,
     });
-    NodeReport { replicas: status.groups.iter().map(replica_report).collect(), sequencer, ..report }
+    let moves = status.moves.iter().map(move_report).collect();
+    NodeReport { replicas: status.groups.iter().map(replica_report).collect(), sequencer, moves, ..report }
+}
+
+fn move_report(status: &MoveStatus) -> MoveReport {
+    let stage = match status.at {
+        Position::Versions { .. } => MoveStage::Copying,
+        Position::Changes { .. } => MoveStage::CatchingUp,
+        Position::Sessions { .. } => MoveStage::HandingOver,
+        Position::End => MoveStage::Arrived,
+    };
+    let (id, stage) = (status.mv.0, stage.into());
+    MoveReport { id, stage, copied_bytes: status.bytes, copied_per_mille: status.copied }
 }
 
 fn replica_report(group: &GroupStatus) -> ReplicaReport {
@@ -135,9 +148,9 @@ impl AdminSource for Source {
         }
     }
 
-    async fn log(&self, call: Call) -> Result<(), Status> {
+    async fn log(&self, call: Call) -> Result<AnswerBody, Status> {
         match self.gateway.call(call, CHANGE_TIMEOUT).await {
-            Ok(_) => Ok(()),
+            Ok(answer) => Ok(answer.body),
             Err(CallError::Failed(OpError::Malformed(why))) => Err(Status::invalid_argument(why)),
             Err(error) => Err(Status::unavailable(error.to_string())),
         }

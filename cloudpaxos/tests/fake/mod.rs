@@ -3,9 +3,10 @@
 use bytes::Bytes;
 use proto::admin::admin_server::{Admin, AdminServer};
 use proto::admin::{
-    Ballot, ChangeMembersRequest, ChangeMembersResponse, DrainNodeRequest, DrainNodeResponse, Group, Node,
-    RemoveNodeRequest, RemoveNodeResponse, Replica, ReplicaReport, ReplicaState, Shard, ShardsListRequest,
-    ShardsListResponse, StatusRequest, StatusResponse,
+    Ballot, CancelMoveRequest, CancelMoveResponse, ChangeMembersRequest, ChangeMembersResponse, DrainNodeRequest,
+    DrainNodeResponse, Group, Move, MoveReport, MoveShardRequest, MoveShardResponse, MoveStage, MovesListRequest,
+    MovesListResponse, Node, RemoveNodeRequest, RemoveNodeResponse, Replica, ReplicaReport, ReplicaState, Shard,
+    ShardsListRequest, ShardsListResponse, StatusRequest, StatusResponse,
 };
 use proto::etcdserverpb::compare::TargetUnion;
 use proto::etcdserverpb::kv_server::{Kv, KvServer};
@@ -246,5 +247,23 @@ impl Admin for Gateway {
 
     async fn remove_node(&self, _: Request<RemoveNodeRequest>) -> Result<Response<RemoveNodeResponse>, Status> {
         Err(Status::invalid_argument("n1 holds a replica of g1: drain it first"))
+    }
+
+    async fn move_shard(&self, request: Request<MoveShardRequest>) -> Result<Response<MoveShardResponse>, Status> {
+        match request.into_inner() {
+            MoveShardRequest { shard: 2, .. } => Ok(Response::new(MoveShardResponse { id: 7 })),
+            MoveShardRequest { shard, .. } => Err(Status::invalid_argument(format!("s{shard} is no shard of the map"))),
+        }
+    }
+
+    async fn cancel_move(&self, _: Request<CancelMoveRequest>) -> Result<Response<CancelMoveResponse>, Status> {
+        Err(Status::invalid_argument("move 7 is done: to undo it, move the shard back"))
+    }
+
+    async fn moves_list(&self, _: Request<MovesListRequest>) -> Result<Response<MovesListResponse>, Status> {
+        let stage = MoveStage::Copying.into();
+        let report = MoveReport { id: 7, stage, copied_bytes: 3 << 20, copied_per_mille: 250 };
+        let under_way = Move { id: 7, shard: 2, from: 2, to: 3, report: Some(report) };
+        Ok(Response::new(MovesListResponse { moves: vec![under_way], last: 7 }))
     }
 }

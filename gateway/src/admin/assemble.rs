@@ -2,7 +2,10 @@
 
 use super::AdminError;
 use paxos::{GroupId, NodeId};
-use proto::admin::{Ballot, Group, Node, NodeReport, Replica, ReplicaReport, ReplicaState, Sequencer, StatusResponse};
+use proto::admin::{
+    Ballot, Group, Move, MovesListResponse, Node, NodeReport, Replica, ReplicaReport, ReplicaState, Sequencer,
+    StatusResponse,
+};
 use shardkv::map::{GroupInfo, NodeInfo, SHARDMASTER_GROUP, ShardMap};
 use shardkv::types::Revision;
 use std::collections::{BTreeMap, BTreeSet};
@@ -110,6 +113,20 @@ pub fn assemble(answers: Answers) -> StatusResponse {
         compacted_revision: answers.map.compacted.0,
         version: answers.version.clone(),
     }
+}
+
+/// The moves under way, with what the leaders of the groups that get the shards say: the one who is further, where
+/// an overthrown one says so, too.
+pub(super) fn moves(answers: &Answers) -> MovesListResponse {
+    let reports = || answers.reports.values().flatten().flat_map(|report| &report.moves);
+    let moves = answers.map.moves.iter().map(|planned| Move {
+        id: planned.id.0,
+        shard: planned.shard.0,
+        from: planned.from.0,
+        to: planned.to.0,
+        report: reports().filter(|report| report.id == planned.id.0).max_by_key(|report| report.copied_bytes).copied(),
+    });
+    MovesListResponse { moves: moves.collect(), last: answers.map.last_move.0 }
 }
 
 /// Ballots in the order of `paxos::Ballot`.

@@ -5,7 +5,7 @@ use proto::admin::admin_client::AdminClient;
 use proto::admin::{Ballot, ReplicaReport, ReplicaState, Sequencer};
 use proto::dial::PlainText;
 use shardkv::map::{GroupInfo, SHARDMASTER_GROUP};
-use shardkv::types::{Bounds, Epoch, ShardId};
+use shardkv::types::{Bounds, Epoch, MoveId, ShardId};
 use std::collections::BTreeMap;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -28,6 +28,7 @@ fn map(addresses: &[String]) -> ShardMap {
         bounds: Bounds { start: Bytes::from_static(start), end: end.map(Bytes::from_static) },
         group: DATA_GROUP,
         epoch: Epoch(id + 10),
+        by: MoveId(0),
     };
     ShardMap {
         version: 7,
@@ -38,6 +39,7 @@ fn map(addresses: &[String]) -> ShardMap {
         shardmaster: GroupInfo::new(SHARDMASTER_GROUP, ids().collect()),
         groups: vec![GroupInfo::new(DATA_GROUP, ids().collect())],
         nodes: ids().zip(addresses).map(node).collect(),
+        ..ShardMap::default()
     }
 }
 
@@ -121,7 +123,7 @@ impl AdminSource for Remote {
     async fn map(&self) -> Result<Arc<ShardMap>, AdminError> {
         if self.map.nodes.is_empty() { Err(AdminError::NoMap) } else { Ok(self.map.clone()) }
     }
-    async fn log(&self, call: Call) -> Result<(), Status> {
+    async fn log(&self, call: Call) -> Result<AnswerBody, Status> {
         Err(Status::not_found(format!("{call:?}")))
     }
     fn known_revision(&self) -> Revision {

@@ -25,6 +25,9 @@ impl Pending {
             ReplyBody::Node(node) if matches!(self.call, Call::AddNode { .. }) => {
                 Next::Finish(Ok(Answer { revision: cx.core.known, body: AnswerBody::Node(node) }))
             }
+            ReplyBody::Move(mv) if matches!(self.call, Call::MoveShard { .. }) => {
+                Next::Finish(Ok(Answer { revision: cx.core.known, body: AnswerBody::Move(mv) }))
+            }
             ReplyBody::Logged if self.call.master_request().is_some() => {
                 Next::Finish(Ok(Answer { revision: cx.core.known, body: AnswerBody::Noted }))
             }
@@ -49,7 +52,8 @@ impl Pending {
             | ReplyBody::Current { .. }
             | ReplyBody::Map(_)
             | ReplyBody::KnownMap { .. }
-            | ReplyBody::Node(_) => self.lost(index, is_current, cx),
+            | ReplyBody::Node(_)
+            | ReplyBody::Move(_) => self.lost(index, is_current, cx),
         }
     }
 

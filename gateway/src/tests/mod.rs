@@ -11,7 +11,7 @@ use paxos::{GroupId, NodeId, Time};
 use shardkv::map::{GroupInfo, NodeInfo, SHARDMASTER_GROUP, ShardInfo, ShardMap};
 use shardkv::ops::{KeyValue, Op, OpResult, Put, Range, RangeResult};
 use shardkv::request::{Reply, ReplyBody, Request, RequestBody, SessionTag};
-use shardkv::types::{Bounds, Epoch, Keys, Revision, ShardId};
+use shardkv::types::{Bounds, Epoch, Keys, MoveId, Revision, ShardId};
 
 pub(super) const SECOND: u64 = 1_000_000;
 
@@ -50,6 +50,7 @@ pub(super) fn map(version: u64, shards: &[(&str, u64)]) -> ShardMap {
         bounds: Bounds { start: bytes(start), end: shards.get(i + 1).map(|(end, _)| bytes(end)) },
         group: GroupId(*group),
         epoch: Epoch(version),
+        by: MoveId(0),
     });
     let nodes = [NodeId(1), NodeId(2), NodeId(3)];
     let mut groups: Vec<u64> = shards.iter().map(|(_, group)| *group).collect();
@@ -72,6 +73,7 @@ pub(super) fn map(version: u64, shards: &[(&str, u64)]) -> ShardMap {
                 ..NodeInfo::default()
             })
             .to_vec(),
+        ..ShardMap::default()
     };
     assert_eq!(map.check(), Ok(()));
     map

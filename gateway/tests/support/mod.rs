@@ -14,7 +14,7 @@ use shardkv::command::{Batch, Command, Outcome};
 use shardkv::map::{GroupInfo, NodeInfo, SHARDMASTER_GROUP, ShardInfo, ShardMap};
 use shardkv::ops::Op;
 use shardkv::request::{OpError, ReadMode, Reply, ReplyBody, Request, RequestBody};
-use shardkv::types::{Bounds, Epoch, Revision, ShardId};
+use shardkv::types::{Bounds, Epoch, MoveId, Revision, ShardId};
 use shardkv::{DataGroup, MemoryStore, ReadError};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -60,6 +60,7 @@ impl FakeCluster {
                 bounds: bounds(i),
                 group: GroupId(shards[i].1),
                 epoch: Epoch(1),
+                by: MoveId(0),
             })
             .collect();
         let ids: std::collections::BTreeSet<GroupId> = infos.iter().map(|info| info.group).collect();
@@ -78,14 +79,16 @@ impl FakeCluster {
             incarnation: 1,
             compacted: Revision(0),
             shards: infos.clone(),
+            moves: Vec::new(),
+            last_move: MoveId(0),
             shardmaster: GroupInfo::new(SHARDMASTER_GROUP, vec![NODE]),
             groups: ids.iter().map(|id| GroupInfo::new(*id, vec![NODE])).collect(),
             nodes: vec![node],
         };
         let mut cluster = FakeCluster { revision: 1, map, groups: ids.iter().map(open).collect() };
-        for ShardInfo { id, bounds, group, epoch } in infos {
+        for ShardInfo { id, bounds, group, epoch, by } in infos {
             let revision = cluster.next();
-            let outcome = cluster.apply(group, Command::Activate { revision, shard: id, bounds, epoch });
+            let outcome = cluster.apply(group, Command::Activate { revision, shard: id, bounds, epoch, by });
             assert_eq!(outcome, Outcome::Activated);
         }
         cluster
@@ -116,6 +119,8 @@ impl FakeCluster {
             RequestBody::ChangeMembers { .. }
             | RequestBody::AddNode { .. }
             | RequestBody::DrainNode { .. }
+            | RequestBody::MoveShard { .. }
+            | RequestBody::CancelMove { .. }
             | RequestBody::RemoveNode { .. } => panic!("nobody changes the cluster here"),
             RequestBody::Compact { revision } => {
                 assert_eq!(self.apply(group, Command::Compact { revision }), Outcome::Compacted);

@@ -4,11 +4,12 @@
 use super::Limits;
 use super::reads::WaitingRead;
 use super::traces::{Traced, Waiting};
+use paxos::flaw::{self, Flaw};
 use paxos::{Ballot, Slot, Time};
 use shardkv::command::Command;
 use shardkv::ops::{Access, Op};
 use shardkv::request::Reply;
-use shardkv::types::{Keys, Revision};
+use shardkv::types::{Keys, Revision, ShardId};
 use std::collections::{BTreeMap, VecDeque};
 
 /// Counters of in-flight writes by key hash.
@@ -85,6 +86,8 @@ pub(super) struct Lead {
     pub(super) sealing: bool,
     /// Shards whose activation, and the floor whose compaction, is on its way.
     pub(super) activating: Option<u64>,
+    /// The last step of a move that was logged for a shard.
+    pub(super) steps: BTreeMap<ShardId, u64>,
     /// A compaction that the shardmaster has logged, and the write that it must be logged behind.
     pub(super) compaction: Option<(u64, Revision)>,
     pub(super) compacting: Revision,
@@ -123,12 +126,14 @@ impl Lead {
             handing_over: false,
             sealing: false,
             activating: None,
+            steps: BTreeMap::new(),
             compaction: None,
             compacting: Revision(0),
         }
     }
 
-    /// Puts a command in line and notes which keys it may write.
+    /// Puts a command in line and notes which keys it may write. The end of a shard here counts as a write to all of
+    /// them: reads that come later must not be answered before it is applied.
     pub(super) fn enqueue(&mut self, waiter: Waiter, command: Command, bytes: usize) {
         self.enqueue_traced(waiter, command, bytes, None);
     }
@@ -144,6 +149,9 @@ impl Lead {
                 (Access::Write, Keys::One(key)) => self.by_hash[hash_slot(key)] = index,
                 (Access::Write, Keys::Range { .. } | Keys::From(_)) => self.last_range_write = index,
             });
+        }
+        if matches!(command, Command::Freeze { .. }) && !flaw::is(Flaw::ReadFrozen) {
+            self.last_range_write = index;
         }
         self.inbox_bytes += bytes;
         self.inbox.push_back(Pending { waiter, command, bytes, index, trace });

@@ -10,6 +10,7 @@
 
 mod lead;
 mod members;
+mod moves;
 mod reads;
 mod reclaim;
 mod scans;
@@ -22,7 +23,8 @@ mod types;
 mod upkeep;
 
 pub use members::Hosting;
-pub use scans::ScanJob;
+pub use moves::MoveStatus;
+pub use scans::{ScanJob, ScanResult, ScanWork};
 pub use status::{CoreStatus, GroupStatus};
 pub use traces::{Span, Stage};
 pub use transfer::{PIECE_BYTES as TRANSFER_PIECE_BYTES, SnapshotEvent, SnapshotJob};
@@ -87,6 +89,7 @@ pub struct Core<S: Store> {
     transfers: Transfers,
     comings: members::Comings,
     followed: traces::FollowedEntries,
+    moving: moves::Moving,
     scans: BTreeMap<u64, scans::Scan>,
     next_scan: u64,
     reclaim: reclaim::Reclaim,
@@ -116,6 +119,7 @@ impl<S: Store> Core<S> {
             transfers: Transfers::default(),
             comings: members::Comings::default(),
             followed: traces::FollowedEntries::default(),
+            moving: moves::Moving::default(),
             scans: BTreeMap::new(),
             next_scan: 0,
             reclaim: reclaim::Reclaim::default(),
@@ -202,6 +206,7 @@ impl<S: Store> Core<S> {
 
     /// Lets leaders stamp and propose what has gathered, and hands out what is to be done.
     pub fn turn(&mut self, now: Time) -> Outputs {
+        self.wake_fetches(now);
         while let Some(group) = self.busy.pop_first() {
             self.stamp(now, group);
         }
@@ -221,7 +226,7 @@ impl<S: Store> Core<S> {
 
     /// When the next turn is due at the latest, beside the ticks.
     pub fn wake_at(&self) -> Option<Time> {
-        self.untold.values().min().copied()
+        self.untold.values().min().copied().into_iter().chain(self.next_fetch()).min()
     }
 
     /// What is decided travels with the next Accept, and alone only if none comes soon: in a busy
@@ -272,6 +277,9 @@ impl<S: Store> Core<S> {
             NodeMessage::Configured { group, config, members, begun } => {
                 self.configured(now, group, config, members, begun);
             }
+            NodeMessage::Fetch(fetch) => self.fetch_asked(now, from, *fetch),
+            NodeMessage::Fetched { group, shard, mv, chunk } => self.fetched(now, group, shard, mv, *chunk),
+            NodeMessage::Arrived { mv } => self.shard_arrived(now, mv),
             NodeMessage::MapReply(map) => self.learn_map(Arc::new(*map)),
             NodeMessage::SnapshotPiece { .. }
             | NodeMessage::SnapshotAck { .. }

@@ -60,6 +60,14 @@ impl<S: Store> Core<S> {
                 let command = MasterCommand::ChangeMembers { group: *group, members: members.clone() };
                 self.master_asked(now, waiter, &command);
             }
+            RequestBody::MoveShard { shard, to } => {
+                let command = MasterCommand::MoveShard { shard: *shard, to: *to };
+                self.master_asked(now, waiter, &command);
+            }
+            RequestBody::CancelMove { mv } => {
+                let command = MasterCommand::CancelMove { mv: *mv };
+                self.master_asked(now, waiter, &command);
+            }
             RequestBody::AddNode { cluster, name, incarnation, peer_address, keeps } => {
                 let (cluster, incarnation, keeps) = (*cluster, *incarnation, *keeps);
                 let (name, peer_address) = (name.clone(), peer_address.clone());
@@ -172,10 +180,16 @@ impl<S: Store> Core<S> {
             };
         }
         self.close_at(id, at);
+        let at = match (op, serializable) {
+            (Op::Range(range), _) if range.revision > Revision(0) => range.revision,
+            // What this node knows of others' writes says nothing of a shard that has ended here.
+            (_, true) => reader.frozen(shards).map_or(at, |end| at.min(end)),
+            (_, false) => at,
+        };
         if reads_ranges(op) {
             return self.begin_scan(id, read, at, header);
         }
-        let body = match reader.read(shards, op, at) {
+        let body = match reader.read_until(shards, op, at, read.needs_owner(), &|| false) {
             Ok(result) => ReplyBody::Done { revision: header, result },
             Err(error) => read_failure(error),
         };

@@ -9,11 +9,12 @@
 use super::lead::Waiter;
 use super::reads::{WaitingRead, explicit_revision, read_failure};
 use super::{Core, Machine};
-use paxos::{GroupId, Time};
+use paxos::{GroupId, NodeId, Time};
+use shardkv::moving::{Chunk, Position};
 use shardkv::ops::{Op, OpResult};
 use shardkv::request::{OpError, ReadMode as Freshness, ReplyBody, RequestBody};
 use shardkv::store::Store;
-use shardkv::types::{Epoch, Keys, Revision, ShardId};
+use shardkv::types::{Epoch, Keys, MoveId, Revision, ShardId};
 use shardkv::{ReadError, Reader};
 
 /// A read to execute: all of it is fixed.
@@ -23,35 +24,83 @@ pub struct ScanJob {
     pub number: u64,
     /// The group whose keys are read; [`Core::reader`] knows them.
     pub group: GroupId,
-    /// The shards that the keys lie in.
-    pub shards: Vec<(ShardId, Epoch)>,
     /// What is read.
-    pub op: Op,
-    /// At which revision.
-    pub at: Revision,
+    pub work: ScanWork,
     /// Afterwards nobody wants the result.
     pub expires: Time,
 }
 
+/// What a [`ScanJob`] reads.
+#[derive(Clone, Debug)]
+pub enum ScanWork {
+    /// Keys, for a client.
+    Read {
+        /// The shards that the keys lie in.
+        shards: Vec<(ShardId, Epoch)>,
+        /// What is read.
+        op: Op,
+        /// At which revision.
+        at: Revision,
+        /// Only who owns the shards can answer.
+        newest: bool,
+    },
+    /// A piece of a shard that moves.
+    Copy {
+        /// The shard.
+        shard: ShardId,
+        /// The move.
+        mv: MoveId,
+        /// From where on.
+        at: Position,
+        /// About how much.
+        bytes_max: usize,
+    },
+}
+
+/// What a [`ScanJob`] has read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ScanResult {
+    /// Of [`ScanWork::Read`].
+    Read(OpResult),
+    /// Of [`ScanWork::Copy`].
+    Copied(Chunk),
+}
+
 impl ScanJob {
     /// Executes it. `None` if it came too late: `now` tells the time, and is asked while it runs, too.
-    pub fn execute<S: Store>(&self, now: impl Fn() -> Time, reader: &Reader<S>) -> Option<Result<OpResult, ReadError>> {
+    pub fn execute<S: Store>(
+        &self,
+        now: impl Fn() -> Time,
+        reader: &Reader<S>,
+    ) -> Option<Result<ScanResult, ReadError>> {
         let late = || now() >= self.expires;
         if late() {
             return None;
         }
-        let read = reader.read_until(&self.shards, &self.op, self.at, &late);
+        let read = match &self.work {
+            ScanWork::Read { shards, op, at, newest } => {
+                reader.read_until(shards, op, *at, *newest, &late).map(ScanResult::Read)
+            }
+            ScanWork::Copy { shard, mv, at, bytes_max } => {
+                reader.chunk(*shard, *mv, at, *bytes_max).map(ScanResult::Copied)
+            }
+        };
         (read != Err(ReadError::Stopped)).then_some(read)
     }
 }
 
 /// A scan under way.
-pub(super) struct Scan {
-    group: GroupId,
-    read: WaitingRead,
-    header: Revision,
-    /// The leader's term that answers for it; a serializable read needs none.
-    term: Option<u64>,
+pub(super) enum Scan {
+    /// For a client.
+    Read {
+        group: GroupId,
+        read: Box<WaitingRead>,
+        header: Revision,
+        /// The leader's term that answers for it; a serializable read needs none.
+        term: Option<u64>,
+    },
+    /// For the leader, on this node, of the group that a shard moves to.
+    Copy { node: NodeId, to: GroupId, shard: ShardId, mv: MoveId },
 }
 
 /// Whether an operation may read more than it names.
@@ -89,19 +138,50 @@ impl<S: Store> Core<S> {
         self.out.scans.push(ScanJob {
             number: self.next_scan,
             group: id,
-            shards: shards.clone(),
-            op: op.clone(),
-            at,
+            work: ScanWork::Read { shards: shards.clone(), op: op.clone(), at, newest: read.needs_owner() },
             expires: read.expires,
         });
-        self.scans.insert(self.next_scan, Scan { group: id, read, header, term });
+        self.scans.insert(self.next_scan, Scan::Read { group: id, read: Box::new(read), header, term });
+    }
+
+    /// Has a piece of a shard read for `node`, which leads `to`.
+    pub(super) fn begin_copy(&mut self, id: GroupId, node: NodeId, to: GroupId, work: ScanWork, expires: Time) {
+        let ScanWork::Copy { shard, mv, .. } = work else { return };
+        if self.scans.len() >= self.config.limits.scans_max {
+            return; // it will be asked for again
+        }
+        self.next_scan += 1;
+        self.out.scans.push(ScanJob { number: self.next_scan, group: id, work, expires });
+        self.scans.insert(self.next_scan, Scan::Copy { node, to, shard, mv });
     }
 
     /// A scan has ended.
-    pub(super) fn scanned(&mut self, now: Time, number: u64, result: Option<Result<OpResult, ReadError>>) {
-        let Some(Scan { group: id, read, header, term }) = self.scans.remove(&number) else { return };
-        // Whoever asked has given up, as the job has.
-        let Some(result) = result else { return };
+    pub(super) fn scanned(&mut self, now: Time, number: u64, result: Option<Result<ScanResult, ReadError>>) {
+        // Without a result whoever asked has given up, as the job has.
+        match (self.scans.remove(&number), result) {
+            (Some(Scan::Read { group, read, header, term }), Some(result)) => {
+                let result = result.and_then(|result| match result {
+                    ScanResult::Read(result) => Ok(result),
+                    ScanResult::Copied(_) => Err(ReadError::Malformed("a read that copies".into())),
+                });
+                self.read_done(now, group, *read, (header, term), result);
+            }
+            (Some(Scan::Copy { node, to, shard, mv }), Some(Ok(ScanResult::Copied(chunk)))) => {
+                self.copied(now, node, to, shard, mv, chunk);
+            }
+            // It has moved on meanwhile, and will be asked for again.
+            _ => {}
+        }
+    }
+
+    fn read_done(
+        &mut self,
+        now: Time,
+        id: GroupId,
+        read: WaitingRead,
+        (header, term): (Revision, Option<u64>),
+        result: Result<OpResult, ReadError>,
+    ) {
         let waiter = Waiter::Gateway(read.token, read.request.id);
         if let Some(term) = term {
             let lead = self.groups.get(&id).and_then(|group| group.lead.as_ref());
@@ -123,6 +203,17 @@ impl<S: Store> Core<S> {
 }
 
 impl WaitingRead {
+    /// Whether it asks for the newest state: only who owns the keys can say what that is.
+    pub(super) fn needs_owner(&self) -> bool {
+        match &self.request.body {
+            RequestBody::Read { op: Op::Range(range), mode: Freshness::Linearizable, .. } => {
+                range.revision == Revision(0)
+            }
+            RequestBody::Read { mode, .. } => *mode == Freshness::Linearizable,
+            _ => true,
+        }
+    }
+
     /// Whether it is up to us at which revision it is read.
     fn wants_newest(&self) -> bool {
         match &self.request.body {

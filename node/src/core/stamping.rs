@@ -33,11 +33,17 @@ fn stamp_commands(batch: Vec<Pending>, first: Revision, asked: Time) -> (Batch, 
     for (offset, pending) in batch.into_iter().enumerate() {
         let mut command = pending.command;
         match &mut command {
-            Command::Write { revision, .. } | Command::Activate { revision, .. } => {
+            Command::Write { revision, .. } | Command::Activate { revision, .. } | Command::Freeze { revision, .. } => {
                 *revision = Revision(first.0 + offset as u64)
             }
-            // It names what it drops; its own number stays a gap.
-            Command::Compact { .. } => {}
+            // They write nothing at a revision of their own; their numbers stay gaps.
+            Command::Compact { .. }
+            | Command::Depart { .. }
+            | Command::Stay { .. }
+            | Command::Drop { .. }
+            | Command::Arrive { .. }
+            | Command::Import { .. }
+            | Command::Discard { .. } => {}
         }
         commands.push(command);
         waiters.push((pending.waiter, pending.index));
@@ -118,7 +124,7 @@ impl<S: Store> Core<S> {
         }
     }
 
-    fn overloaded(&self, id: GroupId, bytes: usize) -> bool {
+    pub(super) fn overloaded(&self, id: GroupId, bytes: usize) -> bool {
         let limits = &self.config.limits;
         self.groups.get(&id).is_some_and(|group| {
             let waiting = group.lead.as_ref().map_or(0, |lead| lead.inbox_bytes);
@@ -141,6 +147,7 @@ impl<S: Store> Core<S> {
         if self.is_master(id) {
             self.sequence(now);
         } else {
+            self.carry_moves(now, id);
             self.propose_upkeep(id);
         }
         loop {
@@ -327,7 +334,7 @@ fn reply_body(outcome: Outcome) -> ReplyBody {
         Outcome::Done { revision, result } => ReplyBody::Done { revision, result },
         Outcome::WrongShard => ReplyBody::WrongShard,
         Outcome::Failed(error) => ReplyBody::Failed(error),
-        Outcome::Activated | Outcome::Compacted => ReplyBody::Logged,
+        Outcome::Activated | Outcome::Moved | Outcome::Compacted => ReplyBody::Logged,
         Outcome::Malformed(what) => ReplyBody::Failed(OpError::Malformed(what)),
     }
 }
@@ -336,6 +343,7 @@ fn master_body(outcome: MasterOutcome) -> ReplyBody {
     match outcome {
         MasterOutcome::Applied | MasterOutcome::Nothing => ReplyBody::Logged,
         MasterOutcome::Node(node) => ReplyBody::Node(node),
+        MasterOutcome::Move(mv) => ReplyBody::Move(mv),
         MasterOutcome::Failed(error) => ReplyBody::Failed(error),
         MasterOutcome::Malformed(what) => ReplyBody::Failed(OpError::Malformed(what)),
     }

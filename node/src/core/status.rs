@@ -1,5 +1,6 @@
 //! What a node tells about itself.
 
+use super::moves::MoveStatus;
 use super::{Core, Machine};
 use crate::tally::GroupTally;
 use paxos::{Ballot, GroupId, NodeId, Slot, Time};
@@ -70,6 +71,8 @@ pub struct CoreStatus {
     pub no_space: bool,
     /// Reads of ranges under way.
     pub scans: usize,
+    /// Shards that move to groups that are led here.
+    pub moves: Vec<MoveStatus>,
 }
 
 impl<S: Store> Core<S> {
@@ -115,6 +118,7 @@ impl<S: Store> Core<S> {
             reaches: others.map(|node| (*node, self.beats.reaches(now, *node))).collect(),
             no_space: self.no_space,
             scans: self.scans.len(),
+            moves: self.moves_here(),
         }
     }
 

@@ -1,7 +1,7 @@
 //! What goes into a [`Core`](super::Core) and comes out of it.
 
 use super::members::Hosting;
-use super::scans::ScanJob;
+use super::scans::{ScanJob, ScanResult};
 use super::traces::Span;
 use super::transfer::{SnapshotEvent, SnapshotJob};
 use crate::wire::NodeMessage;
@@ -10,7 +10,6 @@ use paxos::heartbeat::Timing;
 use paxos::{Configuration, GroupId, NodeId, Record, Recovered, Slot};
 use shardkv::command::Outcome;
 use shardkv::map::{NodeInfo, ShardMap};
-use shardkv::ops::OpResult;
 use shardkv::request::{Reply, Request};
 use shardkv::store::Store;
 use shardkv::{ReadError, Reader};
@@ -65,6 +64,10 @@ pub struct Limits {
     pub scans_max: usize,
     /// Bytes decided but not yet applied, per group; beyond, the leader refuses writes.
     pub apply_lag_bytes_max: usize,
+    /// Bytes of one piece of a shard that moves, about.
+    pub move_chunk_bytes: usize,
+    /// Bytes of a shard that moves, per second and move; what is written to it meanwhile goes as fast as it can.
+    pub move_bytes_per_second: u64,
     /// Proposals in flight per group.
     pub proposals_max: usize,
     /// Bytes of entries in one message, record or piece of either; a single larger entry travels alone.
@@ -84,6 +87,8 @@ impl Default for Limits {
             reads_max: 65_536,
             scans_max: 4096,
             apply_lag_bytes_max: 64 << 20,
+            move_chunk_bytes: 512 << 10,
+            move_bytes_per_second: 32 << 20,
             proposals_max: 8,
             piece_bytes_max: paxos::PIECE_BYTES_MAX,
             kept_bytes_max: 16 << 20,
@@ -140,7 +145,7 @@ pub enum Input {
         /// The job's.
         number: u64,
         /// What was read.
-        result: Option<Result<OpResult, ReadError>>,
+        result: Option<Result<ScanResult, ReadError>>,
     },
     /// Time has passed.
     Tick,

@@ -6,9 +6,9 @@ use super::{Core, Group, Machine};
 use crate::wire::NodeMessage;
 use paxos::{GroupId, NodeId, Time, Wire};
 use shardkv::command::Command;
-use shardkv::map::SHARDMASTER_GROUP;
+use shardkv::map::{SHARDMASTER_GROUP, ShardInfo};
 use shardkv::store::Store;
-use shardkv::types::Revision;
+use shardkv::types::{MoveId, Revision};
 
 /// A leader stays for at least this long before it hands over to a better one.
 const SETTLED_MICROS: u64 = 2_000_000;
@@ -88,10 +88,14 @@ impl<S: Store> Core<S> {
         }
         lead.activating = None;
         let owned = reader.shards();
+        let arrivals = reader.arrivals();
+        let is_here = |shard: &ShardInfo| {
+            shard.by == MoveId(0) || arrivals.iter().any(|it| it.mv == shard.by && it.is_complete())
+        };
         let missing = map
             .shards
             .iter()
-            .filter(|shard| shard.group == id)
+            .filter(|shard| shard.group == id && is_here(shard))
             .filter(|shard| !owned.iter().any(|owned| owned.id == shard.id && owned.epoch >= shard.epoch));
         for shard in missing {
             let command = Command::Activate {
@@ -99,11 +103,14 @@ impl<S: Store> Core<S> {
                 shard: shard.id,
                 bounds: shard.bounds.clone(),
                 epoch: shard.epoch,
+                by: shard.by,
             };
             lead.enqueue(Waiter::Nobody, command, 256);
             lead.activating = Some(lead.last_write());
         }
-        let floor = owned.iter().map(|shard| shard.floor).min().unwrap_or(map.compacted);
+        // A frozen shard heeds no compaction: whoever has it in the end makes up for it.
+        let thawed = owned.iter().filter(|shard| shard.out.as_ref().is_none_or(|out| out.frozen.is_none()));
+        let floor = thawed.map(|shard| shard.floor).min().unwrap_or(map.compacted);
         // The compaction's revision was handed out before we read of it: what arrives from now on is
         // stamped above it, and what is in line already has to be applied first.
         if map.compacted > floor && map.compacted > lead.compacting {

@@ -291,6 +291,10 @@ impl<S: Store> Store for PatientStore<S> {
         self.bytes.load(Ordering::Relaxed) >= LOOK_BYTES || self.space.is_full() || self.store.would_wait()
     }
 
+    fn approximate_bytes(&self, rows: &RowRange) -> u64 {
+        self.store.approximate_bytes(rows)
+    }
+
     fn flush(&self) -> Result<(), StoreError> {
         self.wait_for_room("flush")?;
         self.store.flush()

@@ -73,11 +73,18 @@ impl Model {
 
     pub fn apply(&mut self, command: &Command) -> Expect {
         match command {
+            Command::Depart { .. }
+            | Command::Freeze { .. }
+            | Command::Stay { .. }
+            | Command::Drop { .. }
+            | Command::Arrive { .. }
+            | Command::Import { .. }
+            | Command::Discard { .. } => panic!("the model's shards do not move: {command:?}"),
             Command::Compact { revision } => {
                 self.floor = self.floor.max(revision.0);
                 Expect::Exactly(Outcome::Compacted)
             }
-            Command::Activate { revision, shard, bounds, epoch } => {
+            Command::Activate { revision, shard, bounds, epoch, .. } => {
                 if !self.stamp(*revision) {
                     return Expect::Malformed;
                 }

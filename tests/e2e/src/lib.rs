@@ -8,6 +8,7 @@
 //! Every process is in a process group of its own and is killed when its handle is dropped, a panic
 //! included; every run has a seed that fixes the choices (not the timing) and is printed.
 
+pub mod append;
 pub mod client;
 pub mod cluster;
 pub mod crash;

@@ -1,12 +1,10 @@
 //! Replicas and nodes come and go under load, and clients notice nothing: a node joins, takes the places of
 //! others in every group (the shardmaster's among them), one is drained and forgotten, one loses its disk.
 
-use bytes::Bytes;
-use e2e::client::{channel, kv};
+use e2e::append::append;
 use e2e::cluster::{Cluster, free_ports};
 use e2e::process::Process;
 use e2e::system::{Layout, System};
-use proto::etcdserverpb as pb;
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::Command;
@@ -25,28 +23,6 @@ fn run(words: &[&str]) -> Result<String, String> {
         true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
         false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
     }
-}
-
-/// Appends to a key of its own and reads it back, without a pause: no request fails, none is lost or done
-/// twice, and no read is stale.
-async fn append(endpoint: String, number: u64, stop: Arc<AtomicBool>, done: Arc<AtomicU64>) -> Duration {
-    let mut client = kv(channel(&endpoint));
-    let key = Bytes::from(format!("{}/own", char::from(b'a' + (number * 3) as u8)));
-    let (mut longest, mut version) = (Duration::ZERO, 0);
-    while !stop.load(Ordering::Relaxed) {
-        let begun = Instant::now();
-        version += 1;
-        let value = Bytes::from(version.to_string());
-        let put = pb::PutRequest { key: key.clone(), value: value.clone(), ..Default::default() };
-        client.put(put).await.unwrap_or_else(|error| panic!("{number}: put {version}: {error}"));
-        let range = pb::RangeRequest { key: key.clone(), ..Default::default() };
-        let read = client.range(range).await.unwrap_or_else(|error| panic!("{number}: get {version}: {error}"));
-        let pair = &read.get_ref().kvs[0];
-        assert_eq!((&pair.value, pair.version), (&value, version), "{number}");
-        longest = longest.max(begun.elapsed());
-        done.fetch_add(1, Ordering::Relaxed);
-    }
-    longest
 }
 
 /// The command line of a node that joins.

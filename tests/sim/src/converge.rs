@@ -2,7 +2,10 @@
 //! history is judged.
 
 use crate::world::{Event, Phase, World};
+use node::core::Machine;
 use paxos::{GroupId, NodeId, Slot};
+use shardkv::types::{Epoch, ShardId};
+use std::collections::BTreeSet;
 
 /// Clients go on for so long after everything was mended.
 const HEALED_MICROS: u64 = 3_000_000;
@@ -100,6 +103,28 @@ impl World {
                 }
                 if process.core.replica(*group).is_some_and(|replica| replica.acceptor().suspect()) {
                     return Some(format!("{node} still waits for the repair of {group}"));
+                }
+            }
+        }
+        self.unmoved()
+    }
+
+    /// A shard that is not yet where the map says, or a copy that nobody needs.
+    fn unmoved(&self) -> Option<String> {
+        let Some(map) = self.newest_map() else { return Some("nobody knows a map".to_owned()) };
+        if let Some(planned) = map.moves.first() {
+            return Some(format!("{planned:?} is not over"));
+        }
+        for (group, _) in self.plan.groups.iter().skip(1) {
+            for node in &self.newest_configuration(*group).members {
+                let process = self.sites.get(node).filter(|site| !site.retired).and_then(|site| site.process.as_ref());
+                let Some(Machine::Data(reader)) = process.and_then(|it| it.machines.machine(*group)) else { continue };
+                let has: BTreeSet<(ShardId, Epoch)> = reader.shards().iter().map(|it| (it.id, it.epoch)).collect();
+                let shards = map.shards.iter().filter(|shard| shard.group == *group);
+                let wanted: BTreeSet<(ShardId, Epoch)> = shards.map(|shard| (shard.id, shard.epoch)).collect();
+                if reader.is_moving() || has != wanted {
+                    let arrivals = reader.arrivals();
+                    return Some(format!("{node} has {has:?} of {group}, not {wanted:?}; {arrivals:?} arrive"));
                 }
             }
         }

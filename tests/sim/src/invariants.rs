@@ -5,6 +5,7 @@
 use bytes::Bytes;
 use paxos::acceptor::Acceptor;
 use paxos::{Ballot, GroupId, Message, NodeId, Slot};
+use shardkv::types::{Epoch, ShardId};
 use std::collections::BTreeMap;
 
 /// What has been observed so far.
@@ -14,6 +15,7 @@ pub struct Invariants {
     states: BTreeMap<(GroupId, Slot), (NodeId, u64)>,
     promises: BTreeMap<(NodeId, GroupId), Ballot>,
     votes: BTreeMap<(NodeId, GroupId), (Ballot, Slot)>,
+    owners: BTreeMap<(ShardId, Epoch), GroupId>,
 }
 
 impl Invariants {
@@ -39,6 +41,19 @@ impl Invariants {
             return Ok(());
         }
         Err(format!("states differ: {group} at slot {slot} has hash {known:016x} on {first} and {hash:016x} on {node}"))
+    }
+
+    /// A shard has one owner per epoch. Whether this is the first that is heard of it, behind a move.
+    pub fn owned(&mut self, group: GroupId, shard: ShardId, epoch: Epoch) -> Result<bool, String> {
+        let mut first = false;
+        let owner = *self.owners.entry((shard, epoch)).or_insert_with(|| {
+            first = true;
+            group
+        });
+        match owner == group {
+            true => Ok(first && epoch > Epoch(1)),
+            false => Err(format!("two owners: {shard} at epoch {} belongs to {owner} and to {group}", epoch.0)),
+        }
     }
 
     /// A node says something that binds it.

@@ -12,7 +12,7 @@ use paxos::heartbeat::Timing;
 use paxos::{ConfigId, Configuration, GroupId, NodeId, Record, Recovered, Slot, Time, recover};
 use shardkv::MemoryStore;
 use shardkv::map::{GroupInfo, NodeInfo, SHARDMASTER_GROUP, ShardMap};
-use shardkv::types::Revision;
+use shardkv::types::{MoveId, Revision};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use wal::testdisk::MemDisk;
@@ -56,6 +56,8 @@ impl World {
             incarnation: 1,
             compacted: Revision(0),
             shards: shardmaster::initial_shards(&self.plan.boundaries, &ids),
+            moves: Vec::new(),
+            last_move: MoveId(0),
             shardmaster: GroupInfo::new(SHARDMASTER_GROUP, self.plan.groups[0].1.clone()),
             groups,
             nodes: self.plan.nodes.iter().copied().map(World::node_info).collect(),

@@ -56,6 +56,10 @@ pub const ALL: &[Mutant] = &[
     Mutant::Flaw(Flaw::ReadWithoutLease),
     Mutant::Flaw(Flaw::ReadBeforeWrites),
     Mutant::Flaw(Flaw::ForgetTombstone),
+    Mutant::Flaw(Flaw::MoveWithoutSessions),
+    Mutant::Flaw(Flaw::MoveWithoutLastChanges),
+    Mutant::Flaw(Flaw::WriteToFrozen),
+    Mutant::Flaw(Flaw::ReadFrozen),
 ];
 
 impl Mutant {
@@ -81,6 +85,10 @@ impl Mutant {
             Mutant::Flaw(Flaw::ReadWithoutLease) => "read-without-lease",
             Mutant::Flaw(Flaw::ReadBeforeWrites) => "read-before-writes",
             Mutant::Flaw(Flaw::ForgetTombstone) => "forget-tombstone",
+            Mutant::Flaw(Flaw::MoveWithoutSessions) => "move-without-sessions",
+            Mutant::Flaw(Flaw::MoveWithoutLastChanges) => "move-without-last-changes",
+            Mutant::Flaw(Flaw::WriteToFrozen) => "write-to-frozen",
+            Mutant::Flaw(Flaw::ReadFrozen) => "read-frozen",
         }
     }
 }

@@ -5,9 +5,9 @@ use crate::plan::Fault;
 use crate::world::{Event, Phase, World};
 use node::core::{Hosting, Input};
 use paxos::{Configuration, GroupId, NodeId};
-use shardkv::map::SHARDMASTER_GROUP;
+use shardkv::map::{SHARDMASTER_GROUP, ShardMap};
 use shardkv::request::{Request, RequestBody};
-use shardkv::types::Revision;
+use shardkv::types::{MoveId, Revision, ShardId};
 
 /// The token of the operator's requests; no gateway has it, and nobody waits for the answer.
 pub const TOKEN: u64 = u64::MAX;
@@ -23,8 +23,37 @@ impl World {
         let members = self.members();
         self.coverage.hit("members.wanted");
         self.trace.line(self.now, format_args!("operator wants {members:?} in {group}"));
+        self.ask_shardmaster(&RequestBody::ChangeMembers { group, members });
+    }
+
+    /// Wants a shard elsewhere, or calls off a move.
+    pub(crate) fn mover_acts(&mut self) {
+        let Some(most) = self.plan.moves_micros_max.filter(|_| self.phase == Phase::Faults) else { return };
+        let next = self.random.skewed(10_000, most);
+        self.schedule(next, Event::Mover);
+        let shard = ShardId(self.random.between(1, self.plan.boundaries.len() as u64 + 1));
+        let groups: Vec<GroupId> = self.plan.groups.iter().skip(1).map(|(group, _)| *group).collect();
+        let Some(to) = self.random.pick(&groups).copied() else { return };
+        let last = self.newest_map().map_or(MoveId(0), |map| map.last_move);
+        let body = match last > MoveId(0) && self.random.chance(150) {
+            true => RequestBody::CancelMove { mv: last },
+            false => RequestBody::MoveShard { shard, to },
+        };
+        self.coverage.hit("moves.wanted");
+        self.trace.line(self.now, format_args!("operator wants {body:?}"));
+        self.ask_shardmaster(&body);
+    }
+
+    /// The newest map that any process knows.
+    pub(crate) fn newest_map(&self) -> Option<ShardMap> {
+        let processes = self.sites.values().filter_map(|site| site.process.as_ref());
+        processes.map(|process| process.core.map()).max_by_key(|map| map.version).cloned()
+    }
+
+    /// Whoever leads the shardmaster takes it; nobody waits for the answer.
+    fn ask_shardmaster(&mut self, body: &RequestBody) {
         for node in self.plan.nodes.clone() {
-            let body = RequestBody::ChangeMembers { group, members: members.clone() };
+            let body = body.clone();
             let (known, patience_micros) = (Revision(0), 1_000_000);
             let request = Request { id: 0, group: SHARDMASTER_GROUP, known, patience_micros, trace: None, body };
             self.deliver(node, Input::Request { token: TOKEN, request });

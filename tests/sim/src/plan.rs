@@ -123,6 +123,8 @@ pub struct Plan {
     pub rotting: NodeId,
     /// Whether members change, and the longest pause between two wishes.
     pub changes_micros_max: Option<u64>,
+    /// Whether shards move, and the longest pause between two wishes.
+    pub moves_micros_max: Option<u64>,
 }
 
 fn shape(random: &mut Random) -> (Vec<NodeId>, Vec<(GroupId, Vec<NodeId>)>) {
@@ -185,6 +187,8 @@ impl Plan {
         // A chance of its own: what other parts of the plan draw stays as it was.
         let changing = &mut Random::new(seed, 4);
         let changes = nodes.len() > 1 && changing.chance(500);
+        let moving = &mut Random::new(seed, 5);
+        let moves = groups.len() > 2 && moving.chance(700);
         Plan {
             seed,
             options,
@@ -198,6 +202,8 @@ impl Plan {
             limits: Limits {
                 proposals_max: usize::try_from(random.between(1, 8)).unwrap_or(8),
                 piece_bytes_max: 1 << random.between(6, 16),
+                move_chunk_bytes: 1 << moving.between(10, 16),
+                move_bytes_per_second: 1 << moving.between(17, 25),
                 kept_bytes_max: 1 << random.between(8, 15),
                 kept_behind_image_bytes_max: 1 << random.between(10, 18),
                 ..Limits::default()
@@ -218,6 +224,7 @@ impl Plan {
             faults,
             calm_micros_max: random.skewed(1_000_000, 15_000_000),
             rotting,
+            moves_micros_max: moves.then(|| moving.skewed(20_000, 4_000_000)),
             changes_micros_max: changes.then(|| changing.skewed(300_000, 8_000_000)),
             nodes,
             groups,

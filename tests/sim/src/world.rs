@@ -87,6 +87,8 @@ pub enum Event {
     Strike,
     /// The operator does something.
     Operator,
+    /// The operator does something about shards.
+    Mover,
     /// A cut ends.
     Mend(Vec<(Endpoint, Endpoint)>),
     /// A disk has space again.
@@ -207,6 +209,9 @@ impl World {
         if plan.changes_micros_max.is_some() {
             self.schedule(2_000_000, Event::Operator);
         }
+        if plan.moves_micros_max.is_some() {
+            self.schedule(1_500_000, Event::Mover);
+        }
         self.schedule(plan.options.seconds * 1_000_000, Event::Phase);
     }
 
@@ -284,6 +289,10 @@ impl World {
             }
             Event::Operator => {
                 self.operator_acts();
+                Ok(())
+            }
+            Event::Mover => {
+                self.mover_acts();
                 Ok(())
             }
             Event::Mend(links) => {

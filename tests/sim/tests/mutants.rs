@@ -1,6 +1,7 @@
 //! The checkers bite: each broken rule of the host is noticed within a bounded number of seeds, and
 //! for the right reason.
 
+use paxos::flaw::Flaw;
 use sim::{Mutant, Options, run};
 
 /// Runs seeds until the mutant is noticed.
@@ -40,6 +41,26 @@ fn a_clock_that_stops_in_pauses_is_noticed() {
 #[test]
 fn made_up_grants_are_noticed() {
     caught(Mutant::MakeUpGrants, 240, &["two leaseholders"]);
+}
+
+#[test]
+fn a_move_without_its_sessions_is_noticed() {
+    caught(Mutant::Flaw(Flaw::MoveWithoutSessions), 60, &["violations"]);
+}
+
+#[test]
+fn a_move_without_the_last_changes_is_noticed() {
+    caught(Mutant::Flaw(Flaw::MoveWithoutLastChanges), 30, &["violations"]);
+}
+
+#[test]
+fn writing_to_a_frozen_shard_is_noticed() {
+    caught(Mutant::Flaw(Flaw::WriteToFrozen), 30, &["violations"]);
+}
+
+#[test]
+fn reading_the_newest_of_a_frozen_shard_is_noticed() {
+    caught(Mutant::Flaw(Flaw::ReadFrozen), 120, &["violations"]);
 }
 
 #[test]

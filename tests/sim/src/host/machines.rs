@@ -75,6 +75,14 @@ impl World {
     pub(super) fn entries_applied(&mut self, node: NodeId, group: GroupId, applied: Applied) -> Result<(), String> {
         let Some(process) = self.process(node) else { return Ok(()) };
         let hash = process.machines.hash(group);
+        if let Some(Machine::Data(reader)) = process.machines.machine(group) {
+            for shard in reader.shards() {
+                if self.invariants.owned(group, shard.id, shard.epoch)? {
+                    self.coverage.hit("moves.activated");
+                }
+            }
+        }
+        let Some(process) = self.process(node) else { return Ok(()) };
         process.mailbox.push_back(Input::Applied(applied));
         self.wake(node);
         self.check_hash(node, group, hash)
@@ -128,7 +136,7 @@ impl World {
         let job = process.scans.remove(place.min(process.scans.len() - 1));
         let result = process.core.reader(job.group).and_then(|reader| job.execute(|| now, &reader));
         self.coverage.hit("reads.scanned");
-        self.trace.line(self.now, format_args!("{node} {} read at {}: {}", job.group, job.at, result.is_some()));
+        self.trace.line(self.now, format_args!("{node} {} read {:?}: {}", job.group, job.work, result.is_some()));
         self.deliver(node, Input::Scanned { number: job.number, result });
     }
 

@@ -1,0 +1,316 @@
+//! Moves of shards (design §7), as the leaders of the two groups carry them out. Nothing here must be
+//! remembered: whoever leads reads from its group's state how far a move has come, and from the map what is
+//! wanted, and does the next step.
+//!
+//! - The leader of the group that gets a shard (D) fetches it piece by piece from the leader of the group that
+//!   has it (S), and logs each piece. When little is left it asks for the rest: then S freezes the shard.
+//! - It tells the shardmaster when all of it has arrived, and activates it once the map says so.
+//! - The leader of S drops a shard that the map gives to another group, and lets one stay whose move is over
+//!   without that. Only the shardmaster's word ends a freeze: a map that has never heard of a move says nothing
+//!   of it.
+//!
+//! A freeze holds up reads like a write to all keys (see [`super::lead::Lead::enqueue`]): a follower may have
+//! applied it, and D have begun to serve, before this leader has.
+
+use super::lead::{Lead, Waiter};
+use super::scans::ScanWork;
+use super::{Core, Machine};
+use crate::wire::{Fetch, NodeMessage};
+use paxos::{GroupId, NodeId, Time};
+use shardkv::OwnedShard;
+use shardkv::command::Command;
+use shardkv::map::{MoveInfo, SHARDMASTER_GROUP, ShardMap};
+use shardkv::moving::{Chunk, Incoming, Position};
+use shardkv::store::Store;
+use shardkv::types::{MoveId, Revision, ShardId};
+use shardmaster::MasterCommand;
+use std::collections::BTreeMap;
+
+/// A fetch that nobody answered is made anew after this.
+const FETCH_TIMEOUT_MICROS: u64 = 500_000;
+/// The shardmaster is told again after this.
+const TELL_AGAIN_MICROS: u64 = 200_000;
+/// So little is left that the rest may be fetched from a frozen shard.
+const REST_BYTES: usize = 64 << 10;
+/// Rounds of changes after which the rest is fetched, however much: a shard may be written as fast as it is
+/// copied.
+const ROUNDS_MAX: u32 = 8;
+
+/// A fetch on its way, or the next one to come.
+#[derive(Debug, Default)]
+struct Fetching {
+    /// Until when an answer is waited for.
+    waits_until: Option<Time>,
+    /// The rate allows the next one from here on.
+    not_before: Time,
+    /// Chunks that had all there was.
+    rounds: u32,
+    /// The next one asks for the rest.
+    finish: bool,
+    /// When the shardmaster was told that all has arrived.
+    told_at: Option<Time>,
+    /// How much of the keys has been copied, in thousandths.
+    copied: u32,
+}
+
+/// How far a move to a group that is led here has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MoveStatus {
+    /// The move.
+    pub mv: MoveId,
+    /// What is to be imported next.
+    pub at: Position,
+    /// Bytes imported.
+    pub bytes: u64,
+    /// How much of the keys has been copied, in thousandths; 0 after a change of the leader, until it goes on.
+    pub copied: u32,
+}
+
+/// Moves that the leaders on this node take part in.
+#[derive(Debug, Default)]
+pub(super) struct Moving {
+    /// At D.
+    fetching: BTreeMap<(GroupId, MoveId), Fetching>,
+    /// At S: the newest fetch of each move, who asked, and until when it is worth answering.
+    asked: BTreeMap<(GroupId, MoveId), (NodeId, Fetch, Time)>,
+}
+
+/// What a leader does next about a shard.
+enum Step {
+    Log(Command, usize),
+    Fetch(MoveInfo, Incoming),
+    Tell(MoveId),
+}
+
+impl<S: Store> Core<S> {
+    /// Takes the next steps of the moves that a group led here takes part in.
+    pub(super) fn carry_moves(&mut self, now: Time, id: GroupId) {
+        let map = self.map.clone();
+        let Some(group) = self.groups.get(&id) else { return };
+        let (Machine::Data(reader), Some(lead)) = (&group.machine, group.lead.as_ref()) else { return };
+        if !lead.ready || lead.is_draining() {
+            return;
+        }
+        if !reader.is_moving() && !map.moves.iter().any(|planned| [planned.from, planned.to].contains(&id)) {
+            return;
+        }
+        let (owned, arrivals) = (reader.shards(), reader.arrivals());
+        let busy = |shard: ShardId| lead.steps.get(&shard).is_some_and(|last| lead.done < *last);
+        let leaving = owned.iter().filter(|shard| !busy(shard.id)).filter_map(|shard| leave(&map, id, shard));
+        let coming = map.moves.iter().filter(|planned| planned.to == id && !busy(planned.shard));
+        let coming = coming.filter_map(|planned| come(&map, planned, &owned, &arrivals));
+        let over = arrivals.iter().filter(|it| !busy(it.id) && is_off(&map, id, it));
+        let over = over.map(|it| (it.id, Step::Log(Command::Discard { shard: it.id, mv: it.mv }, 64)));
+        let steps: Vec<(ShardId, Step)> = leaving.chain(over).chain(coming).collect();
+        for (shard, step) in steps {
+            match step {
+                Step::Log(command, bytes) => self.log_step(id, shard, command, bytes),
+                Step::Fetch(planned, incoming) => self.fetch(now, &planned, &incoming),
+                Step::Tell(mv) => self.tell_arrived(now, id, mv),
+            }
+        }
+        self.serve_fetches(now, id);
+    }
+
+    fn log_step(&mut self, id: GroupId, shard: ShardId, command: Command, bytes: usize) {
+        if let Some(lead) = self.groups.get_mut(&id).and_then(|group| group.lead.as_mut()) {
+            lead.enqueue(Waiter::Nobody, command, bytes);
+            lead.steps.retain(|_, last| *last > lead.done);
+            lead.steps.insert(shard, lead.arrived);
+            self.busy.insert(id);
+        }
+    }
+
+    /// At D: asks S's leader for the next piece, as far as the rate allows.
+    fn fetch(&mut self, now: Time, planned: &MoveInfo, incoming: &Incoming) {
+        let crowded = self.no_space || self.overloaded(planned.to, self.config.limits.move_chunk_bytes);
+        let leader = self.leader_of(planned.from);
+        let fetching = self.moving.fetching.entry((planned.to, planned.id)).or_default();
+        let waits = fetching.waits_until.is_some_and(|until| now < until) || now < fetching.not_before;
+        let Some(leader) = leader.filter(|_| !waits && !crowded) else { return };
+        fetching.waits_until = Some(now.plus(FETCH_TIMEOUT_MICROS));
+        let (at, finish) = (incoming.at.clone(), fetching.finish);
+        let fetch = Fetch { group: planned.from, shard: planned.shard, mv: planned.id, at, finish, to: planned.to };
+        match leader == self.config.me {
+            true => self.fetch_asked(now, leader, fetch),
+            false => self.out.send.push((leader, NodeMessage::Fetch(Box::new(fetch)))),
+        }
+    }
+
+    /// At S: D's leader wants a piece.
+    pub(super) fn fetch_asked(&mut self, now: Time, from: NodeId, fetch: Fetch) {
+        let id = fetch.group;
+        if self.ready_lead(id).is_ok() && self.map.move_of(fetch.mv).is_some_and(|planned| planned.from == id) {
+            self.moving.asked.insert((id, fetch.mv), (from, fetch, now.plus(FETCH_TIMEOUT_MICROS)));
+            self.busy.insert(id);
+        }
+    }
+
+    /// At S: reads what was asked for, once the shard is where it must be for that.
+    fn serve_fetches(&mut self, now: Time, id: GroupId) {
+        let mine = |key: &&(GroupId, MoveId)| key.0 == id;
+        let asked: Vec<(GroupId, MoveId)> = self.moving.asked.keys().filter(mine).copied().collect();
+        for key in asked {
+            let Some((from, fetch, until)) = self.moving.asked.get(&key).cloned() else { continue };
+            let Some(Machine::Data(reader)) = self.groups.get(&id).map(|group| &group.machine) else { return };
+            let out = reader.shards().into_iter().find(|shard| shard.id == fetch.shard).and_then(|shard| shard.out);
+            let out = out.filter(|out| out.mv == fetch.mv);
+            if now >= until || self.map.move_of(fetch.mv).is_none() {
+                self.moving.asked.remove(&key);
+                continue;
+            }
+            match out {
+                // It is about to be.
+                None => {}
+                Some(out) if fetch.finish && out.frozen.is_none() => {
+                    let lead = self.groups.get(&id).and_then(|group| group.lead.as_ref());
+                    let busy = |lead: &Lead| lead.steps.get(&fetch.shard).is_some_and(|last| lead.done < *last);
+                    if lead.is_some_and(|lead| !busy(lead)) {
+                        let freeze = Command::Freeze { revision: Revision(0), shard: fetch.shard, mv: fetch.mv };
+                        self.log_step(id, fetch.shard, freeze, 64);
+                    }
+                }
+                Some(_) => {
+                    self.moving.asked.remove(&key);
+                    let bytes_max = self.config.limits.move_chunk_bytes;
+                    let work = ScanWork::Copy { shard: fetch.shard, mv: fetch.mv, at: fetch.at.clone(), bytes_max };
+                    self.begin_copy(id, from, fetch.to, work, until);
+                }
+            }
+        }
+    }
+
+    /// At S: a piece was read.
+    pub(super) fn copied(&mut self, now: Time, to: NodeId, group: GroupId, shard: ShardId, mv: MoveId, chunk: Chunk) {
+        match to == self.config.me {
+            true => self.fetched(now, group, shard, mv, chunk),
+            false => self.out.send.push((to, NodeMessage::Fetched { group, shard, mv, chunk: Box::new(chunk) })),
+        }
+    }
+
+    /// At D: a piece has come. If it is the next one, it is logged.
+    pub(super) fn fetched(&mut self, now: Time, id: GroupId, shard: ShardId, mv: MoveId, chunk: Chunk) {
+        if self.ready_lead(id).is_err() {
+            return;
+        }
+        let Some(group) = self.groups.get(&id) else { return };
+        let (Machine::Data(reader), Some(lead)) = (&group.machine, group.lead.as_ref()) else { return };
+        let due = reader.arrivals().iter().any(|it| it.id == shard && it.mv == mv && it.at == chunk.at);
+        let busy = lead.steps.get(&shard).is_some_and(|last| lead.done < *last);
+        let Some(fetching) = self.moving.fetching.get_mut(&(id, mv)).filter(|_| due && !busy) else { return };
+        fetching.waits_until = None;
+        let bytes = chunk.piece.len();
+        let rate = self.config.limits.move_bytes_per_second.max(1);
+        fetching.copied = chunk.copied;
+        fetching.rounds += u32::from(chunk.caught_up);
+        fetching.finish |= chunk.caught_up && (bytes <= REST_BYTES || fetching.rounds >= ROUNDS_MAX);
+        // Changes are not held up: they must come faster than new ones are made.
+        fetching.not_before = match chunk.next {
+            Position::Versions { .. } => now.plus(bytes as u64 * 1_000_000 / rate),
+            _ => now,
+        };
+        let Chunk { at, next, piece, .. } = chunk;
+        if at != next {
+            self.log_step(id, shard, Command::Import { shard, mv, at, next, piece }, bytes + 64);
+        }
+        self.busy.insert(id);
+    }
+
+    /// At D: all of it is here, the shardmaster decides.
+    fn tell_arrived(&mut self, now: Time, id: GroupId, mv: MoveId) {
+        let fetching = self.moving.fetching.entry((id, mv)).or_default();
+        if fetching.told_at.is_some_and(|at| now.since(at) < TELL_AGAIN_MICROS) {
+            return;
+        }
+        fetching.told_at = Some(now);
+        match self.leader_of(SHARDMASTER_GROUP) {
+            Some(leader) if leader == self.config.me => self.shard_arrived(now, mv),
+            Some(leader) => self.out.send.push((leader, NodeMessage::Arrived { mv })),
+            None => {}
+        }
+    }
+
+    /// At the shardmaster: a group has all of a shard.
+    pub(super) fn shard_arrived(&mut self, now: Time, mv: MoveId) {
+        if self.map.move_of(mv).is_some() && self.ready_lead(SHARDMASTER_GROUP).is_ok() {
+            self.propose_master(now, Waiter::Nobody, &MasterCommand::Arrived { mv });
+        }
+    }
+
+    /// Moves to groups that are led here.
+    pub(super) fn moves_here(&self) -> Vec<MoveStatus> {
+        let led = self.groups.iter().filter(|(_, group)| group.lead.as_ref().is_some_and(|lead| lead.ready));
+        let arrivals = led.flat_map(|(id, group)| match &group.machine {
+            Machine::Data(reader) => reader.arrivals().into_iter().map(|it| (*id, it)).collect::<Vec<_>>(),
+            Machine::Master(_) => Vec::new(),
+        });
+        let status = arrivals.map(|(id, Incoming { mv, at, bytes, .. })| {
+            let copied = self.moving.fetching.get(&(id, mv)).map_or(0, |fetching| fetching.copied);
+            MoveStatus { mv, at, bytes, copied }
+        });
+        status.collect()
+    }
+
+    /// When the rate allows the next piece.
+    pub(super) fn next_fetch(&self) -> Option<Time> {
+        let waiting = self.moving.fetching.values().filter(|it| it.waits_until.is_none() && it.not_before.0 > 0);
+        waiting.map(|it| it.not_before).min()
+    }
+
+    /// Wakes the groups whose next piece may be fetched, and forgets moves that are over.
+    pub(super) fn wake_fetches(&mut self, now: Time) {
+        let map = self.map.clone();
+        self.moving.fetching.retain(|(_, mv), _| !map.is_over(*mv));
+        for ((id, _), fetching) in &mut self.moving.fetching {
+            if fetching.waits_until.is_none() && fetching.not_before.0 > 0 && fetching.not_before <= now {
+                fetching.not_before = Time(0);
+                self.busy.insert(*id);
+            }
+        }
+    }
+}
+
+/// What S does next about a shard that it has.
+fn leave(map: &ShardMap, id: GroupId, shard: &OwnedShard) -> Option<(ShardId, Step)> {
+    let log = |command| Some((shard.id, Step::Log(command, 64)));
+    let known = map.shard(shard.id)?;
+    if known.epoch > shard.epoch && known.group != id {
+        return log(Command::Drop { shard: shard.id, epoch: known.epoch });
+    }
+    if known.epoch != shard.epoch || known.group != id {
+        return None;
+    }
+    let out = shard.out.as_ref().map(|out| out.mv);
+    if let Some(mv) = out.filter(|mv| map.is_over(*mv)) {
+        return log(Command::Stay { shard: shard.id, mv });
+    }
+    let planned = map.moves.iter().find(|planned| planned.shard == shard.id && planned.from == id)?;
+    match out.is_none_or(|mv| mv < planned.id) && planned.id > shard.stayed {
+        true => log(Command::Depart { shard: shard.id, epoch: planned.epoch, mv: planned.id }),
+        false => None,
+    }
+}
+
+/// What D does next about a shard that it is to get.
+fn come(map: &ShardMap, planned: &MoveInfo, owned: &[OwnedShard], arrivals: &[Incoming]) -> Option<(ShardId, Step)> {
+    let shard = planned.shard;
+    if owned.iter().any(|owned| owned.id == shard) {
+        return None; // of an earlier time; it will be dropped
+    }
+    let step = match arrivals.iter().find(|it| it.id == shard) {
+        Some(it) if it.mv > planned.id => return None,
+        Some(it) if it.mv == planned.id && it.is_complete() => Step::Tell(planned.id),
+        Some(it) if it.mv == planned.id => Step::Fetch(planned.clone(), it.clone()),
+        Some(_) | None => {
+            let bounds = map.shard(shard)?.bounds.clone();
+            Step::Log(Command::Arrive { shard, bounds, mv: planned.id }, 256)
+        }
+    };
+    Some((shard, step))
+}
+
+/// Whether a move to D was called off.
+fn is_off(map: &ShardMap, id: GroupId, incoming: &Incoming) -> bool {
+    let ours = map.shard(incoming.id).is_some_and(|shard| shard.group == id && shard.by == incoming.mv);
+    map.is_over(incoming.mv) && !ours
+}

@@ -1,0 +1,138 @@
+//! Moves of shards: planned, called off, or done (design §7). What a move needs is decided here, in this log,
+//! and nowhere else: a shard has the owner that the map names, at the epoch that the map names.
+
+use crate::state::{MasterOutcome, MasterState, refused};
+use paxos::GroupId;
+use shardkv::map::{MoveInfo, SHARDMASTER_GROUP};
+use shardkv::types::{Epoch, MoveId, ShardId};
+
+/// Moves under way at the same time, in the whole cluster: each copies a shard over the network.
+const MOVES_MAX: usize = 16;
+
+impl MasterState {
+    pub(crate) fn move_shard(&mut self, id: ShardId, to: GroupId) -> MasterOutcome {
+        let map = &self.map;
+        let Some(shard) = map.shard(id) else { return refused(format!("{id} is no shard of the map")) };
+        if to == SHARDMASTER_GROUP || map.group(to).is_none() {
+            return refused(format!("{to} is no group that holds shards"));
+        }
+        if let Some(planned) = map.moves.iter().find(|planned| planned.shard == id) {
+            return match planned.to == to {
+                true => MasterOutcome::Move(planned.id),
+                false => refused(format!(
+                    "{id} is moving to {} already (move {}): wait for it, or cancel it",
+                    planned.to, planned.id.0
+                )),
+            };
+        }
+        if shard.group == to {
+            return refused(format!("{id} is in {to} already"));
+        }
+        if map.moves.len() >= MOVES_MAX {
+            return refused(format!("{MOVES_MAX} shards are moving already: wait for one of them"));
+        }
+        let (from, epoch) = (shard.group, shard.epoch);
+        let mv = MoveId(self.map.last_move.0 + 1);
+        self.map.last_move = mv;
+        self.map.moves.push(MoveInfo { id: mv, shard: id, from, epoch, to });
+        self.map.version += 1;
+        MasterOutcome::Move(mv)
+    }
+
+    pub(crate) fn cancel_move(&mut self, mv: MoveId) -> MasterOutcome {
+        if mv > self.map.last_move {
+            return refused(format!("there was no move {}", mv.0));
+        }
+        if self.map.shards.iter().any(|shard| shard.by == mv) {
+            return refused(format!("move {} is done: to undo it, move the shard back", mv.0));
+        }
+        if self.map.move_of(mv).is_some() {
+            self.map.moves.retain(|planned| planned.id != mv);
+            self.map.version += 1;
+        }
+        MasterOutcome::Applied
+    }
+
+    /// The one moment at which a shard changes hands.
+    pub(crate) fn arrived(&mut self, mv: MoveId) -> MasterOutcome {
+        let Some(planned) = self.map.move_of(mv).cloned() else {
+            // It was called off, or this was said before.
+            return MasterOutcome::Applied;
+        };
+        let owned = |shard: &shardkv::map::ShardInfo| shard.group == planned.from && shard.epoch == planned.epoch;
+        let shard = self.map.shards.iter_mut().find(|shard| shard.id == planned.shard);
+        let Some(shard) = shard.filter(|shard| owned(shard)) else {
+            return refused(format!("{} has another owner than when move {} was planned", planned.shard, mv.0));
+        };
+        (shard.group, shard.epoch, shard.by) = (planned.to, Epoch(planned.epoch.0 + 1), mv);
+        self.map.moves.retain(|other| other.id != mv);
+        self.map.version += 1;
+        MasterOutcome::Applied
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::MasterCommand;
+    use shardkv::map::{GroupInfo, ShardMap};
+
+    const S: GroupId = GroupId(2);
+    const D: GroupId = GroupId(3);
+    const SHARD: ShardId = ShardId(1);
+
+    fn state() -> MasterState {
+        let map = ShardMap {
+            shards: crate::initial_shards(&["m".into()], &[S]),
+            shardmaster: GroupInfo::new(SHARDMASTER_GROUP, Vec::new()),
+            groups: vec![GroupInfo::new(S, Vec::new()), GroupInfo::new(D, Vec::new())],
+            ..ShardMap::default()
+        };
+        let mut state = MasterState::default();
+        assert_eq!(state.apply(MasterCommand::Genesis(Box::new(map))), MasterOutcome::Applied);
+        state
+    }
+
+    fn owner(state: &MasterState) -> (GroupId, Epoch, MoveId) {
+        let shard = state.map.shard(SHARD).expect("it is there");
+        (shard.group, shard.epoch, shard.by)
+    }
+
+    #[test]
+    fn a_shard_changes_hands_once_it_has_arrived() {
+        let mut state = state();
+        assert_eq!(state.apply(MasterCommand::MoveShard { shard: SHARD, to: D }), MasterOutcome::Move(MoveId(1)));
+        assert_eq!(state.apply(MasterCommand::MoveShard { shard: SHARD, to: D }), MasterOutcome::Move(MoveId(1)));
+        assert_eq!(owner(&state), (S, Epoch(1), MoveId(0)));
+        state.apply(MasterCommand::Arrived { mv: MoveId(1) });
+        assert_eq!(owner(&state), (D, Epoch(2), MoveId(1)));
+        assert!(state.map.is_over(MoveId(1)) && !state.map.is_over(MoveId(2)));
+        let version = state.map.version;
+        state.apply(MasterCommand::Arrived { mv: MoveId(1) });
+        assert_eq!(state.map.version, version, "said twice");
+        assert!(matches!(state.apply(MasterCommand::CancelMove { mv: MoveId(1) }), MasterOutcome::Failed(_)));
+        assert_eq!(state.apply(MasterCommand::MoveShard { shard: SHARD, to: S }), MasterOutcome::Move(MoveId(2)));
+    }
+
+    #[test]
+    fn a_move_that_was_called_off_cannot_come_true() {
+        let mut state = state();
+        state.apply(MasterCommand::MoveShard { shard: SHARD, to: D });
+        assert_eq!(state.apply(MasterCommand::CancelMove { mv: MoveId(1) }), MasterOutcome::Applied);
+        state.apply(MasterCommand::Arrived { mv: MoveId(1) });
+        assert_eq!(owner(&state), (S, Epoch(1), MoveId(0)));
+        assert_eq!(state.apply(MasterCommand::MoveShard { shard: SHARD, to: D }), MasterOutcome::Move(MoveId(2)));
+        state.apply(MasterCommand::Arrived { mv: MoveId(1) });
+        assert_eq!(owner(&state), (S, Epoch(1), MoveId(0)), "it was another one that arrived");
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        let mut state = state();
+        for (shard, to) in [(SHARD, S), (SHARD, SHARDMASTER_GROUP), (SHARD, GroupId(9)), (ShardId(9), D)] {
+            let outcome = state.apply(MasterCommand::MoveShard { shard, to });
+            assert!(matches!(outcome, MasterOutcome::Failed(_)), "{shard} to {to}: {outcome:?}");
+        }
+        assert!(matches!(state.apply(MasterCommand::CancelMove { mv: MoveId(1) }), MasterOutcome::Failed(_)));
+    }
+}

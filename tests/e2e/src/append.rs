@@ -1,0 +1,33 @@
+//! Clients that append to keys of their own, for tests in which nothing may go wrong.
+
+use crate::client::{channel, kv};
+use bytes::Bytes;
+use proto::etcdserverpb as pb;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Appends to a key of its own and reads it back, without a pause, until it is told to stop: no request fails,
+/// none is lost or done twice, and no read is stale. How long one of these pairs took at most.
+///
+/// # Panics
+/// If anything of that is not so: it runs in a test's own task.
+pub async fn append(endpoint: String, number: u64, stop: Arc<AtomicBool>, done: Arc<AtomicU64>) -> Duration {
+    let mut client = kv(channel(&endpoint));
+    let key = Bytes::from(format!("{}/own", char::from(b'a' + (number * 3) as u8)));
+    let (mut longest, mut version) = (Duration::ZERO, 0);
+    while !stop.load(Ordering::Relaxed) {
+        let begun = Instant::now();
+        version += 1;
+        let value = Bytes::from(version.to_string());
+        let put = pb::PutRequest { key: key.clone(), value: value.clone(), ..Default::default() };
+        client.put(put).await.unwrap_or_else(|error| panic!("{number}: put {version}: {error}"));
+        let range = pb::RangeRequest { key: key.clone(), ..Default::default() };
+        let read = client.range(range).await.unwrap_or_else(|error| panic!("{number}: get {version}: {error}"));
+        let pair = &read.get_ref().kvs[0];
+        assert_eq!((&pair.value, pair.version), (&value, version), "{number}");
+        longest = longest.max(begun.elapsed());
+        done.fetch_add(1, Ordering::Relaxed);
+    }
+    longest
+}
