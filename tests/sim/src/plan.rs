@@ -202,7 +202,7 @@ impl Plan {
             limits: Limits {
                 proposals_max: usize::try_from(random.between(1, 8)).unwrap_or(8),
                 piece_bytes_max: 1 << random.between(6, 16),
-                move_chunk_bytes: 1 << moving.between(10, 16),
+                move_chunk_bytes: 1 << moving.between(13, 17),
                 move_bytes_per_second: 1 << moving.between(17, 25),
                 kept_bytes_max: 1 << random.between(8, 15),
                 kept_behind_image_bytes_max: 1 << random.between(10, 18),

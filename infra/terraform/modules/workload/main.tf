@@ -149,6 +149,18 @@ locals {
         })
       },
     ],
+    # Backups to the bucket take the place of those to a volume.
+    [
+      for kind, name in { CronJob = "backup-to-volume", PersistentVolumeClaim = "backups" } : {
+        target                    = { kind = kind, name = name }
+        patch = yamlencode({
+          apiVersion = kind == "CronJob" ? "batch/v1" : "v1"
+          kind       = kind
+          metadata   = { name = name, namespace = local.namespace }
+          "$patch"   = "delete"
+        })
+      } if length(local.backup_job) > 0
+    ],
     # Processes read settings when they start, so pods have to be replaced when settings change.
     [
       for kind, name in { StatefulSet = "shardmaster|shardkv", Deployment = "gateway" } : {
