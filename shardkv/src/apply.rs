@@ -35,6 +35,7 @@ pub(crate) struct Call<'a, S> {
     index: BTreeMap<SpaceKeys, Vec<Entry>>,
     pub(crate) changed_shards: BTreeSet<ShardId>,
     pub(crate) changed_arrivals: BTreeSet<ShardId>,
+    pub(crate) changed_gone: BTreeSet<ShardId>,
     /// Rows of shards that go; nobody reads them any more.
     pub(crate) dropped: Vec<RowRange>,
 }
@@ -52,14 +53,27 @@ struct WriteCommand<'c> {
 impl<'a, S: Store> Call<'a, S> {
     pub(crate) fn new(shared: &'a Shared<S>, state: &'a mut State, row: Slot) -> Call<'a, S> {
         let overlay = Overlay::new(&*shared.store);
-        let (executed, index, dropped) = (Vec::new(), BTreeMap::new(), Vec::new());
-        let (changed_shards, changed_arrivals) = (BTreeSet::new(), BTreeSet::new());
-        let keys = &shared.keys;
-        Call { shared, keys, state, overlay, row, executed, index, changed_shards, changed_arrivals, dropped }
+        Call {
+            shared,
+            keys: &shared.keys,
+            state,
+            overlay,
+            row,
+            executed: Vec::new(),
+            index: BTreeMap::new(),
+            changed_shards: BTreeSet::new(),
+            changed_arrivals: BTreeSet::new(),
+            changed_gone: BTreeSet::new(),
+            dropped: Vec::new(),
+        }
     }
 
     /// Applies the entries and answers the outcomes and the batch to be written.
-    pub(crate) fn run(mut self, entries: &[(Slot, Bytes)]) -> Result<(Vec<Vec<Outcome>>, WriteBatch), StoreError> {
+    #[allow(clippy::type_complexity)] // outcomes, batch, and whether it deletes rows that may be being read
+    pub(crate) fn run(
+        mut self,
+        entries: &[(Slot, Bytes)],
+    ) -> Result<(Vec<Vec<Outcome>>, WriteBatch, bool), StoreError> {
         let mut outcomes = Vec::with_capacity(entries.len());
         for (_, entry) in entries {
             if let Some(configuration) = Configuration::of_stop_sign(entry) {
@@ -76,7 +90,8 @@ impl<'a, S: Store> Call<'a, S> {
             });
         }
         self.state.meta.applied = self.row;
-        Ok((outcomes, self.finish()))
+        let drops = !self.dropped.is_empty();
+        Ok((outcomes, self.finish(), drops))
     }
 
     fn command(&mut self, command: &Command) -> Result<Outcome, StoreError> {
@@ -233,6 +248,9 @@ impl<'a, S: Store> Call<'a, S> {
             self.change_shard(id, |info| info.epoch = epoch);
             return Outcome::Activated;
         }
+        if self.state.gone.get(&id).is_some_and(|gone| epoch <= *gone) {
+            return Outcome::WrongShard; // the map of who wants this is old
+        }
         if by > MoveId(0) {
             return self.activate_arrived(id, bounds, epoch, by);
         }
@@ -299,6 +317,11 @@ impl<'a, S: Store> Call<'a, S> {
             match self.state.shards.get(id) {
                 Some(shard) => self.overlay.put(self.keys.shard(*id), codec::encode(&shard.info)),
                 None => self.overlay.delete(self.keys.shard(*id)),
+            }
+        }
+        for id in &self.changed_gone {
+            if let Some(epoch) = self.state.gone.get(id) {
+                self.overlay.put(self.keys.gone(*id), codec::encode(&(*id, *epoch)));
             }
         }
         for id in &self.changed_arrivals {

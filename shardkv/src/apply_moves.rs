@@ -1,7 +1,7 @@
 //! The steps of a shard's move as a log takes them; [`crate::moving`] has the whole picture. Each can come
 //! twice, late, or from a leader with an old map, and then changes nothing.
 
-use crate::apply::Call;
+use crate::apply::{Call, INDEX_ROW_ENTRIES_MAX};
 use crate::codec;
 use crate::command::Outcome;
 use crate::key::SpaceKeys;
@@ -60,7 +60,9 @@ impl<S: Store> Call<'_, S> {
             return Outcome::WrongShard;
         }
         Arc::make_mut(&mut self.state.shards).remove(&id);
+        Arc::make_mut(&mut self.state.gone).insert(id, epoch);
         self.changed_shards.insert(id);
+        self.changed_gone.insert(id);
         self.forget_sessions(id);
         self.delete_keys(shard.space, &shard.bounds);
         self.mix(b'-', Revision(0), id.0 ^ epoch.0 << 32);
@@ -148,18 +150,21 @@ impl<S: Store> Call<'_, S> {
         at: &Position,
         changes: Vec<(Entry, Option<Bytes>)>,
     ) -> Result<(), StoreError> {
-        let skip = if let Position::Changes { skip, .. } = at { *skip } else { 0 };
-        let mut entries = Vec::with_capacity(changes.len());
-        for (entry, row) in changes {
-            if let Some(row) = row {
-                self.insert_version(space, &entry.key, row)?;
+        // The number of a row is how many changes of its last revision end with it: rows of a revision that is cut, here
+        // or between two pieces, are in order, and none takes another one's place.
+        let mut last = if let Position::Changes { from, skip } = at { (*from, *skip) } else { (Revision(0), 0) };
+        let mut row = Vec::new();
+        let count = changes.len();
+        for (at, (entry, version)) in changes.into_iter().enumerate() {
+            if let Some(version) = version {
+                self.insert_version(space, &entry.key, version)?;
             }
-            entries.push(entry);
-        }
-        for (part, chunk) in entries.chunks(super::apply::INDEX_ROW_ENTRIES_MAX).enumerate() {
-            let last = chunk.last().map_or(Revision(0), |entry| entry.revision);
-            // A revision that is cut goes on with a larger number.
-            self.overlay.put(space.index(last, skip + part as u32), record::index_row(chunk));
+            last = if entry.revision == last.0 { (last.0, last.1 + 1) } else { (entry.revision, 1) };
+            row.push(entry);
+            if row.len() == INDEX_ROW_ENTRIES_MAX || at + 1 == count {
+                self.overlay.put(space.index(last.0, last.1), record::index_row(&row));
+                row.clear();
+            }
         }
         Ok(())
     }
@@ -219,7 +224,7 @@ impl<S: Store> Call<'_, S> {
     /// these any more.
     fn delete_keys(&mut self, id: SpaceId, bounds: &Bounds) {
         let space = self.keys.space(id);
-        let mut others = self.state.shards.values().map(|shard| shard.info.space).chain(self.state.meta.home);
+        let mut others = self.state.shards.values().map(|shard| shard.info.space);
         if others.any(|other| other == id) {
             let latest = space.latest_range(&bounds.keys());
             self.dropped.extend([latest, space.history_of(bounds)]);

@@ -149,7 +149,10 @@ impl<S: Store> StateMachine for DataGroup<S> {
         let writing = self.shared.writing();
         self.stale = true;
         let call = Call::new(&self.shared, &mut self.state, next);
-        let (outcomes, batch) = call.run(entries)?;
+        let (outcomes, batch, drops) = call.run(entries)?;
+        if drops {
+            self.shared.unpublish_dropped(&self.state);
+        }
         self.shared.store.write(&batch)?;
         self.stale = false;
         self.shared.publish(&self.state);

@@ -21,7 +21,7 @@ use crate::record::Head;
 use crate::sessions::Executed;
 use crate::state::{Meta, OwnedShard, Shared};
 use crate::store::{RowRange, Store, StoreError, WriteBatch};
-use crate::types::{Revision, SpaceId};
+use crate::types::{Epoch, Revision, ShardId, SpaceId};
 use bytes::Bytes;
 use paxos::{Slot, SnapshotSink, SnapshotSource};
 use serde::{Deserialize, Serialize};
@@ -37,7 +37,7 @@ const SESSION_ROWS_PER_PIECE: usize = 256;
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Piece {
     /// The group's meta and shards, with the sender's space numbers.
-    Header { meta: Meta, shards: Vec<OwnedShard>, arrivals: Vec<Incoming> },
+    Header { meta: Meta, shards: Vec<OwnedShard>, arrivals: Vec<Incoming>, gone: Vec<(ShardId, Epoch)> },
     /// Rows of session outcomes, by slot.
     Sessions { rows: Vec<(Slot, Vec<Executed>)> },
     /// Rows of one kind in one space: what follows the kind byte, and the value.
@@ -92,10 +92,11 @@ impl<S: Store> Source<S> {
         let (slot, revision) = (meta.applied, meta.last_revision);
         let shards = group.shards();
         let arrivals: Vec<Incoming> = group.state.arrivals.values().cloned().collect();
+        let gone: Vec<(ShardId, Epoch)> = group.state.gone.iter().map(|(id, epoch)| (*id, *epoch)).collect();
         let arriving: BTreeSet<SpaceId> = arrivals.iter().map(|it| it.space).collect();
         let owned = shards.iter().map(|shard| shard.space);
         let spaces: BTreeSet<SpaceId> = owned.chain(arriving.iter().copied()).collect();
-        let mut todo = VecDeque::from([Todo::Header(Box::new(Piece::Header { meta, shards, arrivals }))]);
+        let mut todo = VecDeque::from([Todo::Header(Box::new(Piece::Header { meta, shards, arrivals, gone }))]);
         let mut sessions = group.state.sessions.export();
         while !sessions.is_empty() {
             let rest = sessions.split_off(sessions.len().min(SESSION_ROWS_PER_PIECE));
@@ -202,10 +203,17 @@ fn unseal(sealed: &[u8]) -> Result<Piece, StoreError> {
     codec::decode(body).map_err(|error| StoreError::Image(error.to_string()))
 }
 
+struct Header {
+    meta: Meta,
+    shards: Vec<OwnedShard>,
+    arrivals: Vec<Incoming>,
+    gone: Vec<(ShardId, Epoch)>,
+}
+
 /// Receives an image.
 pub(crate) struct Sink<S: Store> {
     shared: Arc<Shared<S>>,
-    header: Option<(Meta, Vec<OwnedShard>, Vec<Incoming>)>,
+    header: Option<Header>,
     /// The sender's space numbers and ours.
     spaces: BTreeMap<SpaceId, SpaceId>,
     sessions: Vec<(Slot, Vec<Executed>)>,
@@ -245,12 +253,12 @@ impl<S: Store> SnapshotSink for Sink<S> {
             return Err(StoreError::Image("a piece behind the end".into()));
         }
         match (piece, &self.header) {
-            (Piece::Header { meta, shards, arrivals }, None) => {
+            (Piece::Header { meta, shards, arrivals, gone }, None) => {
                 let owned = shards.iter().map(|shard| shard.space).chain(meta.home);
                 for space in owned.chain(arrivals.iter().map(|it| it.space)) {
                     self.spaces.entry(space).or_insert_with(|| self.shared.new_space());
                 }
-                self.header = Some((meta, shards, arrivals));
+                self.header = Some(Header { meta, shards, arrivals, gone });
                 Ok(())
             }
             (Piece::Header { .. }, Some(_)) => Err(StoreError::Image("a second header".into())),
@@ -285,7 +293,7 @@ pub(crate) fn finish<S: Store>(
     };
     assert!(Arc::ptr_eq(&sink.shared, &group.shared), "the sink belongs to another group");
     let Sink { shared, header, spaces, sessions, complete, .. } = *sink;
-    let Some((meta, shards, arrivals)) = header.filter(|_| complete) else {
+    let Some(Header { meta, shards, arrivals, gone }) = header.filter(|_| complete) else {
         return Err(StoreError::Image("it is not complete".into()));
     };
     let applied = group.state.meta.applied;
@@ -297,6 +305,10 @@ pub(crate) fn finish<S: Store>(
     batch.delete_range(keys.session_rows());
     batch.delete_range(keys.shards());
     batch.delete_range(keys.all_incoming());
+    batch.delete_range(keys.all_gone());
+    for (id, epoch) in gone {
+        batch.put(keys.gone(id), codec::encode(&(id, epoch)));
+    }
     for (slot, row) in &sessions {
         batch.put(keys.session_row(*slot), codec::encode(row));
     }

@@ -8,6 +8,7 @@
 //! G 02 shard(8, BE)                       a shard: bounds, epoch, space, floor, eviction floor
 //! G 03 slot(8, BE)                        the session outcomes of the apply call that ended at slot
 //! G 05 shard(8, BE)                       a shard that arrives: its move, space, and how far it has come
+//! G 06 shard(8, BE)                       a shard that went to another group: the epoch there
 //! G 04 name…                              rows of a group with its own state machine (shardmaster)
 //! G 10 number(space) 'L' key              the newest version of a key, also if it is a tombstone
 //! G 10 number(space) 'H' escaped(key) !revision(8, BE)     an older version; the newest comes first
@@ -33,6 +34,7 @@ const SHARD: u8 = 0x02;
 const SESSION: u8 = 0x03;
 const NAMED: u8 = 0x04;
 const INCOMING: u8 = 0x05;
+const GONE: u8 = 0x06;
 const SPACE: u8 = 0x10;
 
 pub(crate) const LATEST: u8 = b'L';
@@ -90,6 +92,12 @@ impl GroupKeys {
     }
     pub(crate) fn all_incoming(&self) -> RowRange {
         RowRange::prefix(&self.row(INCOMING, &[]))
+    }
+    pub(crate) fn gone(&self, shard: ShardId) -> Vec<u8> {
+        self.row(GONE, &shard.0.to_be_bytes())
+    }
+    pub(crate) fn all_gone(&self) -> RowRange {
+        RowRange::prefix(&self.row(GONE, &[]))
     }
     pub(crate) fn session_row(&self, slot: Slot) -> Vec<u8> {
         self.row(SESSION, &slot.0.to_be_bytes())

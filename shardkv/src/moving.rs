@@ -132,6 +132,8 @@ pub struct Chunk {
     pub piece: Bytes,
     /// Everything written so far is in it, or came before: what is left is small.
     pub caught_up: bool,
+    /// How many revisions were applied, and not yet looked at for changes.
+    pub behind: u64,
     /// How much of the keys has been copied now, about, in thousandths.
     pub copied: u32,
 }
@@ -203,7 +205,11 @@ impl<S: Store> Reader<S> {
         match shared.shards().get(&id).is_some_and(|now| now.info.out.as_ref().is_some_and(|out| out.mv == mv)) {
             true => {
                 let copied = self.copied(shard, &next);
-                Ok(Chunk { at: at.clone(), next, piece, caught_up, copied })
+                let behind = match &next {
+                    Position::Changes { from, .. } => (upto.0 + 1).saturating_sub(from.0),
+                    _ => 0,
+                };
+                Ok(Chunk { at: at.clone(), next, piece, caught_up, behind, copied })
             }
             false => Err(ReadError::WrongShard),
         }

@@ -123,9 +123,7 @@ impl<S: Store> Reader<S> {
     /// nothing lies between them. Of a frozen shard it is the end.
     pub fn newest(&self, shards: &[(ShardId, Epoch)]) -> Revision {
         let (_, last) = self.applied();
-        let owned = self.shared.shards();
-        let floors = shards.iter().filter_map(|(id, _)| owned.get(id)).map(|shard| shard.info.floor);
-        let newest = floors.max().unwrap_or_default().max(last);
+        let newest = self.floor(shards).max(last);
         self.frozen(shards).map_or(newest, |frozen| newest.min(frozen))
     }
 
@@ -133,6 +131,17 @@ impl<S: Store> Reader<S> {
     pub fn frozen(&self, shards: &[(ShardId, Epoch)]) -> Option<Revision> {
         let owned = self.shared.shards();
         shards.iter().filter_map(|(id, _)| owned.get(id)?.info.out.as_ref()?.frozen).min()
+    }
+
+    /// The largest floor of the named shards.
+    pub fn floor(&self, shards: &[(ShardId, Epoch)]) -> Revision {
+        let owned = self.shared.shards();
+        shards.iter().filter_map(|(id, _)| owned.get(id)).map(|shard| shard.info.floor).max().unwrap_or_default()
+    }
+
+    /// Whether a shard went to another group, at this epoch or a later one.
+    pub fn has_gone(&self, shard: ShardId, epoch: Epoch) -> bool {
+        self.shared.gone().get(&shard).is_some_and(|gone| epoch <= *gone)
     }
 
     /// Whether any shard is on its way, from here or to here. Cheap.

@@ -45,7 +45,8 @@ impl Seed {
         };
         let meta =
             Meta { applied: SEED_SLOT, last_revision: floor, home: Some(SPACE), imaged: SEED_SLOT, ..Meta::default() };
-        let header = Piece::Header { meta, shards: shards.iter().map(owned).collect(), arrivals: Vec::new() };
+        let header =
+            Piece::Header { meta, shards: shards.iter().map(owned).collect(), arrivals: Vec::new(), gone: Vec::new() };
         (Seed { rows: 0 }, seal(&header))
     }
 

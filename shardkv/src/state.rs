@@ -81,6 +81,9 @@ fn part(info: &OwnedShard, space: SpaceKeys) -> Part {
 
 pub(crate) type Shards = BTreeMap<ShardId, Shard>;
 pub(crate) type Arrivals = BTreeMap<ShardId, Incoming>;
+/// Shards that went to other groups, and the epochs at which those have got them: a leader with an old map must not
+/// bring them to life again.
+pub(crate) type Gone = BTreeMap<ShardId, Epoch>;
 
 /// The stretch of the named shards, if each is owned at exactly its epoch.
 pub(crate) fn territory_of(
@@ -107,6 +110,7 @@ pub(crate) struct State {
     pub(crate) meta: Meta,
     pub(crate) shards: Arc<Shards>,
     pub(crate) arrivals: Arc<Arrivals>,
+    pub(crate) gone: Arc<Gone>,
     pub(crate) sessions: Sessions,
 }
 
@@ -128,10 +132,17 @@ impl State {
             arrivals.insert(incoming.id, incoming);
             Ok(ControlFlow::Continue(()))
         })?;
+        let mut gone = Gone::new();
+        store.scan(&keys.all_gone(), &mut |_, row| {
+            let (id, epoch): (ShardId, Epoch) = decode_row("shard that went", row)?;
+            gone.insert(id, epoch);
+            Ok(ControlFlow::Continue(()))
+        })?;
         let owned = shards.values().map(|shard| (shard.info.id, shard.info.evicted, shard.info.since));
         let known: Vec<_> = owned.chain(arrivals.values().map(|it| (it.id, it.evicted, it.since))).collect();
         let sessions = Sessions::restore(limits, &known, session_rows(store, keys)?);
-        Ok(State { meta, shards: Arc::new(shards), arrivals: Arc::new(arrivals), sessions })
+        let (shards, arrivals, gone) = (Arc::new(shards), Arc::new(arrivals), Arc::new(gone));
+        Ok(State { meta, shards, arrivals, gone, sessions })
     }
 }
 
@@ -159,6 +170,7 @@ pub(crate) struct Shared<S> {
     /// Published after the batch that made it is written.
     published: RwLock<Arc<Shards>>,
     arrivals: RwLock<Arc<Arrivals>>,
+    gone: RwLock<Arc<Gone>>,
     pub(crate) limits: SessionLimits,
     applied: AtomicU64,
     revision: AtomicU64,
@@ -189,6 +201,7 @@ impl<S: Store> Shared<S> {
             keys,
             published: RwLock::new(Arc::clone(&state.shards)),
             arrivals: RwLock::new(Arc::clone(&state.arrivals)),
+            gone: RwLock::new(Arc::clone(&state.gone)),
             limits,
             applied: AtomicU64::new(state.meta.applied.0),
             revision: AtomicU64::new(state.meta.last_revision.0),
@@ -209,6 +222,9 @@ impl<S: Store> Shared<S> {
         if !Arc::ptr_eq(&self.arrivals(), &state.arrivals) {
             *self.arrivals.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&state.arrivals);
         }
+        if !Arc::ptr_eq(&self.gone(), &state.gone) {
+            *self.gone.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&state.gone);
+        }
         // The slot last: who sees it sees at least its revision.
         self.revision.store(state.meta.last_revision.0, Ordering::Release);
         self.applied.store(state.meta.applied.0, Ordering::Release);
@@ -226,6 +242,17 @@ impl<S: Store> Shared<S> {
 
     pub(crate) fn arrivals(&self) -> Arc<Arrivals> {
         Arc::clone(&self.arrivals.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn gone(&self) -> Arc<Gone> {
+        Arc::clone(&self.gone.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Before rows of shards that go are deleted: whoever is reading them finds, when it has read, that they are gone.
+    pub(crate) fn unpublish_dropped(&self, state: &State) {
+        let mut shards = Shards::clone(&self.shards());
+        shards.retain(|id, shard| state.shards.get(id).is_some_and(|now| now.info.space == shard.info.space));
+        *self.published.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(shards);
     }
 
     pub(crate) fn applied(&self) -> (Slot, Revision) {

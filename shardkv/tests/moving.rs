@@ -306,6 +306,69 @@ fn a_shard_that_moves_is_the_same_shard() {
 }
 
 #[test]
+fn a_shard_that_went_does_not_come_to_life_again() {
+    let mut world = World::new(3);
+    (0..20).for_each(|_| world.write());
+    while world.owner == 0 {
+        world.move_shard();
+    }
+    for restarts in 0..3 {
+        // A leader whose map is as old as the cluster.
+        let revision = world.stamp();
+        let activate = Command::Activate { revision, shard: SHARD, bounds: bounds(), epoch: Epoch(1), by: MoveId(0) };
+        assert_eq!(world.groups[0].one(activate), Outcome::WrongShard, "{restarts}");
+        assert_eq!(world.groups[0].epoch(), None);
+        match restarts {
+            0 => world.groups[0].restart(),
+            _ => world.groups[0].replace(),
+        }
+    }
+}
+
+/// A deletion of more keys than a row of the index holds is cut between pieces, wherever that may be.
+#[test]
+fn changes_of_one_revision_keep_their_order_however_they_are_cut() {
+    let mut world = World::new(1);
+    let (shard, mv, epoch) = (SHARD, MoveId(1), Epoch(1));
+    let write = |world: &mut World, op: Op| {
+        let revision = world.stamp();
+        let session = SessionTag { session: 5, born: Revision(5), sequence: revision.0, low_water: revision.0 };
+        for at in [0, 2] {
+            let (also, op) = (Vec::new(), op.clone());
+            world.groups[at].one(Command::Write { revision, shard, epoch, also, session, op });
+        }
+    };
+    world.groups[0].one(Command::Depart { shard, epoch, mv });
+    for number in 0..2600 {
+        let (key, value) = (Bytes::from(format!("i{number:05}")), Bytes::from("v"));
+        let put = Put { key, value, lease: 0, prev_kv: false, ignore_value: false, ignore_lease: false };
+        write(&mut world, Op::Put(put));
+    }
+    write(&mut world, Op::Delete(Delete { keys: bounds().keys(), prev_kv: false }));
+    let revision = world.stamp();
+    world.groups[0].one(Command::Freeze { revision, shard, mv });
+    let activated = world.stamp();
+    let changes = |group: &Replica, epoch| {
+        let range = (Revision(1), Revision(world.revision));
+        group.group.reader().changes(&[(shard, epoch)], &bounds().keys(), range, 100_000, false).unwrap()
+    };
+    let expected = changes(&world.groups[2], Epoch(1));
+    // A put takes 22 bytes and a version of a few: among these are pieces with all puts and very few deletions.
+    for bytes in (2600 * 29..2600 * 31).step_by(23) {
+        let mut fresh = Replica::new(3);
+        fresh.one(Command::Arrive { shard, bounds: bounds(), mv });
+        while !fresh.group.reader().arrivals()[0].is_complete() {
+            let at = fresh.group.reader().arrivals().remove(0).at;
+            let chunk = world.groups[0].group.reader().chunk(shard, mv, &at, bytes).unwrap();
+            fresh.one(Command::Import { shard, mv, at, next: chunk.next, piece: chunk.piece });
+        }
+        let (bounds, epoch) = (bounds(), Epoch(2));
+        fresh.one(Command::Activate { revision: activated, shard, bounds, epoch, by: mv });
+        assert!(changes(&fresh, Epoch(2)) == expected, "pieces of {bytes} bytes");
+    }
+}
+
+#[test]
 fn nothing_of_a_shard_stays_behind() {
     let mut world = World::new(7);
     let slot = |replica: &Replica| replica.group.applied();

@@ -46,10 +46,11 @@ impl MasterState {
         if self.map.shards.iter().any(|shard| shard.by == mv) {
             return refused(format!("move {} is done: to undo it, move the shard back", mv.0));
         }
-        if self.map.move_of(mv).is_some() {
-            self.map.moves.retain(|planned| planned.id != mv);
-            self.map.version += 1;
+        if self.map.move_of(mv).is_none() {
+            return refused(format!("move {} is over already: it was called off, or the shard has moved again", mv.0));
         }
+        self.map.moves.retain(|planned| planned.id != mv);
+        self.map.version += 1;
         MasterOutcome::Applied
     }
 

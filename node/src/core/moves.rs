@@ -24,14 +24,23 @@ use shardkv::moving::{Chunk, Incoming, Position};
 use shardkv::store::Store;
 use shardkv::types::{MoveId, Revision, ShardId};
 use shardmaster::MasterCommand;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A fetch that nobody answered is made anew after this.
 const FETCH_TIMEOUT_MICROS: u64 = 500_000;
+/// A piece that waits for so long to be read is not wanted any more.
+const COPY_LIMIT_MICROS: u64 = 10_000_000;
 /// The shardmaster is told again after this.
 const TELL_AGAIN_MICROS: u64 = 200_000;
 /// So little is left that the rest may be fetched from a frozen shard.
 const REST_BYTES: usize = 64 << 10;
+/// For each moment that a piece takes, the copying pauses for so many.
+const COPYING_SHARE: u64 = 3;
+/// Every so many pieces of changes it is looked at whether less is left than before. If not, the shard is written faster
+/// than it is copied, and the copying pauses for one moment less.
+const PIECES_PER_LOOK: u32 = 16;
+/// No pause is longer.
+const PAUSE_MICROS_MAX: u64 = 250_000;
 /// Rounds of changes after which the rest is fetched, however much: a shard may be written as fast as it is
 /// copied.
 const ROUNDS_MAX: u32 = 8;
@@ -41,6 +50,12 @@ const ROUNDS_MAX: u32 = 8;
 struct Fetching {
     /// Until when an answer is waited for.
     waits_until: Option<Time>,
+    /// When the piece that was logged last was asked for.
+    asked_at: Option<Time>,
+    /// Pieces of changes, what was left when they were last looked at, and how many moments less to pause for that.
+    pieces: u32,
+    left: u64,
+    hurry: u64,
     /// The rate allows the next one from here on.
     not_before: Time,
     /// Chunks that had all there was.
@@ -71,6 +86,8 @@ pub struct MoveStatus {
 pub(super) struct Moving {
     /// At D.
     fetching: BTreeMap<(GroupId, MoveId), Fetching>,
+    /// At S: pieces that are being read; one at a time for each move.
+    copying: BTreeSet<(GroupId, MoveId)>,
     /// At S: the newest fetch of each move, who asked, and until when it is worth answering.
     asked: BTreeMap<(GroupId, MoveId), (NodeId, Fetch, Time)>,
 }
@@ -123,18 +140,38 @@ impl<S: Store> Core<S> {
 
     /// At D: asks S's leader for the next piece, as far as the rate allows.
     fn fetch(&mut self, now: Time, planned: &MoveInfo, incoming: &Incoming) {
+        self.give_way(now, planned, incoming);
         let crowded = self.no_space || self.overloaded(planned.to, self.config.limits.move_chunk_bytes);
         let leader = self.leader_of(planned.from);
         let fetching = self.moving.fetching.entry((planned.to, planned.id)).or_default();
         let waits = fetching.waits_until.is_some_and(|until| now < until) || now < fetching.not_before;
         let Some(leader) = leader.filter(|_| !waits && !crowded) else { return };
         fetching.waits_until = Some(now.plus(FETCH_TIMEOUT_MICROS));
+        fetching.asked_at = Some(now);
         let (at, finish) = (incoming.at.clone(), fetching.finish);
         let fetch = Fetch { group: planned.from, shard: planned.shard, mv: planned.id, at, finish, to: planned.to };
         match leader == self.config.me {
             true => self.fetch_asked(now, leader, fetch),
             false => self.out.send.push((leader, NodeMessage::Fetch(Box::new(fetch)))),
         }
+    }
+
+    /// At D: copying takes a share of the time, not all of it, so that clients get theirs. The more there is to do for
+    /// them, the longer a piece takes, and the pause behind it.
+    fn give_way(&mut self, now: Time, planned: &MoveInfo, incoming: &Incoming) {
+        let Some(fetching) = self.moving.fetching.get_mut(&(planned.to, planned.id)) else { return };
+        if fetching.waits_until.is_some() {
+            return;
+        }
+        let Some(asked_at) = fetching.asked_at.take() else { return };
+        let share = match incoming.at {
+            _ if fetching.finish => 0,
+            Position::Versions { .. } => COPYING_SHARE,
+            Position::Changes { .. } => COPYING_SHARE.saturating_sub(fetching.hurry),
+            Position::Sessions { .. } | Position::End => 0,
+        };
+        let pause = (now.since(asked_at) * share).min(PAUSE_MICROS_MAX);
+        fetching.not_before = fetching.not_before.max(now.plus(pause));
     }
 
     /// At S: D's leader wants a piece.
@@ -170,14 +207,23 @@ impl<S: Store> Core<S> {
                         self.log_step(id, fetch.shard, freeze, 64);
                     }
                 }
+                Some(_) if self.moving.copying.contains(&key) => {}
                 Some(_) => {
                     self.moving.asked.remove(&key);
+                    self.moving.copying.insert(key);
+                    let until = now.plus(COPY_LIMIT_MICROS);
                     let bytes_max = self.config.limits.move_chunk_bytes;
                     let work = ScanWork::Copy { shard: fetch.shard, mv: fetch.mv, at: fetch.at.clone(), bytes_max };
                     self.begin_copy(id, from, fetch.to, work, until);
                 }
             }
         }
+    }
+
+    /// At S: a piece was read, or could not be.
+    pub(super) fn copy_ended(&mut self, id: GroupId, mv: MoveId) {
+        self.moving.copying.remove(&(id, mv));
+        self.busy.insert(id);
     }
 
     /// At S: a piece was read.
@@ -204,7 +250,15 @@ impl<S: Store> Core<S> {
         fetching.copied = chunk.copied;
         fetching.rounds += u32::from(chunk.caught_up);
         fetching.finish |= chunk.caught_up && (bytes <= REST_BYTES || fetching.rounds >= ROUNDS_MAX);
-        // Changes are not held up: they must come faster than new ones are made.
+        if matches!(chunk.at, Position::Changes { .. }) {
+            if fetching.pieces.is_multiple_of(PIECES_PER_LOOK) {
+                let shrinks = fetching.pieces == 0 || chunk.behind < fetching.left - fetching.left / 8;
+                fetching.hurry += u64::from(!shrinks);
+                fetching.left = chunk.behind;
+            }
+            fetching.pieces += 1;
+        }
+        // Changes are not held up for long: they must come faster than new ones are made.
         fetching.not_before = match chunk.next {
             Position::Versions { .. } => now.plus(bytes as u64 * 1_000_000 / rate),
             _ => now,
@@ -261,6 +315,7 @@ impl<S: Store> Core<S> {
     pub(super) fn wake_fetches(&mut self, now: Time) {
         let map = self.map.clone();
         self.moving.fetching.retain(|(_, mv), _| !map.is_over(*mv));
+        self.moving.asked.retain(|(_, mv), _| !map.is_over(*mv));
         for ((id, _), fetching) in &mut self.moving.fetching {
             if fetching.waits_until.is_none() && fetching.not_before.0 > 0 && fetching.not_before <= now {
                 fetching.not_before = Time(0);

@@ -180,11 +180,13 @@ impl<S: Store> Core<S> {
             };
         }
         self.close_at(id, at);
-        let at = match (op, serializable) {
-            (Op::Range(range), _) if range.revision > Revision(0) => range.revision,
+        let (at, header) = match (op, reader.frozen(shards).filter(|_| serializable)) {
+            (Op::Range(range), _) if range.revision > Revision(0) => (range.revision, header),
+            // Another shard's compaction has passed the end of this one: nothing can be read of both here.
+            (_, Some(end)) if reader.floor(shards) > end => return self.answer(waiter, ReplyBody::WrongShard),
             // What this node knows of others' writes says nothing of a shard that has ended here.
-            (_, true) => reader.frozen(shards).map_or(at, |end| at.min(end)),
-            (_, false) => at,
+            (_, Some(end)) => (at.min(end), header.min(end)),
+            (_, None) => (at, header),
         };
         if reads_ranges(op) {
             return self.begin_scan(id, read, at, header);

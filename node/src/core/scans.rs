@@ -100,7 +100,7 @@ pub(super) enum Scan {
         term: Option<u64>,
     },
     /// For the leader, on this node, of the group that a shard moves to.
-    Copy { node: NodeId, to: GroupId, shard: ShardId, mv: MoveId },
+    Copy { from: GroupId, node: NodeId, to: GroupId, shard: ShardId, mv: MoveId },
 }
 
 /// Whether an operation may read more than it names.
@@ -147,12 +147,9 @@ impl<S: Store> Core<S> {
     /// Has a piece of a shard read for `node`, which leads `to`.
     pub(super) fn begin_copy(&mut self, id: GroupId, node: NodeId, to: GroupId, work: ScanWork, expires: Time) {
         let ScanWork::Copy { shard, mv, .. } = work else { return };
-        if self.scans.len() >= self.config.limits.scans_max {
-            return; // it will be asked for again
-        }
         self.next_scan += 1;
         self.out.scans.push(ScanJob { number: self.next_scan, group: id, work, expires });
-        self.scans.insert(self.next_scan, Scan::Copy { node, to, shard, mv });
+        self.scans.insert(self.next_scan, Scan::Copy { from: id, node, to, shard, mv });
     }
 
     /// A scan has ended.
@@ -166,10 +163,17 @@ impl<S: Store> Core<S> {
                 });
                 self.read_done(now, group, *read, (header, term), result);
             }
-            (Some(Scan::Copy { node, to, shard, mv }), Some(Ok(ScanResult::Copied(chunk)))) => {
-                self.copied(now, node, to, shard, mv, chunk);
+            (Some(Scan::Copy { from, node, to, shard, mv }), result) => {
+                self.copy_ended(from, mv);
+                match result {
+                    Some(Ok(ScanResult::Copied(chunk))) => self.copied(now, node, to, shard, mv, chunk),
+                    // The shard has moved on meanwhile, or the piece will be asked for again.
+                    Some(Err(ReadError::WrongShard)) | Some(Ok(ScanResult::Read(_))) | None => {}
+                    Some(Err(error)) => {
+                        tracing::error!(group = %from, %shard, %error, "a piece of a shard that moves cannot be read");
+                    }
+                }
             }
-            // It has moved on meanwhile, and will be asked for again.
             _ => {}
         }
     }

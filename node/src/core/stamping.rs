@@ -17,7 +17,7 @@ use shardkv::map::SHARDMASTER_GROUP;
 use shardkv::ops::Op;
 use shardkv::request::{OpError, Reply, ReplyBody, RequestBody};
 use shardkv::store::Store;
-use shardkv::types::{Keys, Revision};
+use shardkv::types::{Epoch, Keys, Revision, ShardId};
 use shardmaster::MasterOutcome;
 
 /// Requests to the sequencer outstanding per group.
@@ -105,10 +105,13 @@ impl<S: Store> Core<S> {
         let trace = request.trace.map(|context| Waiting { context, arrived: now });
         let RequestBody::Write { shard, epoch, also, session, op } = request.body else { return };
         let bytes = approximate_bytes(&op);
+        let frozen = self.is_frozen(request.group, shard, &also);
         let command = Command::Write { revision: Revision(0), shard, epoch, also, session, op };
         let refusal = match self.ready_lead(request.group).err() {
             Some(refusal) => Some(refusal),
             None if self.no_space => Some(ReplyBody::Failed(OpError::NoSpace)),
+            // It would be refused when it is applied; the log, and the shard's last pieces in it, have better to do.
+            None if frozen => Some(ReplyBody::WrongShard),
             None => self.overloaded(request.group, bytes).then_some(ReplyBody::Failed(OpError::Overloaded)),
         };
         if let Some(refusal) = refusal {
@@ -122,6 +125,13 @@ impl<S: Store> Core<S> {
             lead.enqueue_traced(waiter, command, bytes, trace);
             self.busy.insert(request.group);
         }
+    }
+
+    /// Whether a shard of these has ended here, as far as this leader has applied: only the log can undo that.
+    fn is_frozen(&self, id: GroupId, shard: ShardId, also: &[(ShardId, Epoch)]) -> bool {
+        let Some(Machine::Data(reader)) = self.groups.get(&id).map(|group| &group.machine) else { return false };
+        let named: Vec<(ShardId, Epoch)> = std::iter::once((shard, Epoch(0))).chain(also.iter().copied()).collect();
+        reader.frozen(&named).is_some()
     }
 
     pub(super) fn overloaded(&self, id: GroupId, bytes: usize) -> bool {

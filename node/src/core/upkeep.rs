@@ -95,7 +95,7 @@ impl<S: Store> Core<S> {
         let missing = map
             .shards
             .iter()
-            .filter(|shard| shard.group == id && is_here(shard))
+            .filter(|shard| shard.group == id && is_here(shard) && !reader.has_gone(shard.id, shard.epoch))
             .filter(|shard| !owned.iter().any(|owned| owned.id == shard.id && owned.epoch >= shard.epoch));
         for shard in missing {
             let command = Command::Activate {

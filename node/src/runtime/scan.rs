@@ -1,7 +1,7 @@
 //! The threads that execute reads of ranges, beside the turn loop.
 
 use super::mailbox::Mailbox;
-use crate::core::{Input, ScanJob};
+use crate::core::{Input, ScanJob, ScanWork};
 use paxos::Time;
 use shardkv::Reader;
 use shardkv::store::Store;
@@ -41,7 +41,13 @@ impl<S: Store> ScanThreads<S> {
 
     /// Queues a read.
     pub fn push(&self, job: ScanJob, reader: Reader<S>) {
-        self.shared.0.lock().unwrap_or_else(PoisonError::into_inner).jobs.push_back((job, reader));
+        let mut queue = self.shared.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match job.work {
+            // A shard may be frozen until it is read.
+            ScanWork::Copy { .. } => queue.jobs.push_front((job, reader)),
+            ScanWork::Read { .. } => queue.jobs.push_back((job, reader)),
+        }
+        drop(queue);
         self.shared.1.notify_one();
     }
 }

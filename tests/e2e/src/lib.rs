@@ -14,6 +14,7 @@ pub mod cluster;
 pub mod crash;
 pub mod error;
 pub mod failover;
+pub mod moving;
 pub mod observe;
 pub mod process;
 pub mod restart;

@@ -3,7 +3,7 @@
 use checkers::History;
 use clap::{Parser, Subcommand};
 use e2e::system::{Layout, System};
-use e2e::{HarnessError, crash, failover, restart, smoke, workload};
+use e2e::{HarnessError, crash, failover, moving, restart, smoke, workload};
 use std::fs::{self, File};
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
@@ -72,6 +72,15 @@ enum Command {
         /// End the cluster by kill -9 instead of SIGTERM.
         #[arg(long)]
         kill: bool,
+    },
+    /// What clients notice while a large shard moves.
+    Move {
+        /// How much the shard holds (KB, MB, GB are powers of 1000).
+        #[arg(long, default_value = "256MB", value_parser = parse_bytes)]
+        bytes: u64,
+        /// How often it moves under half the load that the cluster can bear; once more comes under all of it.
+        #[arg(long, default_value_t = 4)]
+        moves: u32,
     },
     /// The basics of the API.
     Smoke {
@@ -158,6 +167,26 @@ async fn run(Arguments { command, directory }: Arguments) -> Result<(), HarnessE
             let restart::Restart { keys, load, stop, ready } = measured;
             println!("{}: {keys} keys of {value_bytes} B loaded in {load:.1?}", system.name());
             println!("stopped in {stop:.2?}, ready again in {ready:.2?}");
+        }
+        Command::Move { bytes, moves } => {
+            let measured = moving::run(bytes, moves, directory).await?;
+            let line = |what: &str, phase: &moving::Phase| {
+                println!(
+                    "{what}: {:.0} puts/s in {:.1?}, {} failed; of the shard's p50 {:.1?}, p99 {:.1?}, the longest {:.1?}; the \
+                     longest pause {:.1?}",
+                    phase.rate(),
+                    phase.length,
+                    phase.failed,
+                    phase.quantile(0.5),
+                    phase.quantile(0.99),
+                    phase.quantile(1.0),
+                    phase.pause()
+                );
+            };
+            line("saturated", &measured.saturated);
+            line("half of that", &measured.half);
+            measured.moves.iter().for_each(|phase| line("half, a move", phase));
+            line("saturated, a move", &measured.saturated_move);
         }
         Command::Smoke { system, layout } => {
             smoke::run(system, layout, directory).await?;

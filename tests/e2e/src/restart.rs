@@ -66,7 +66,8 @@ pub async fn run(
     Ok(Restart { keys, load, stop, ready })
 }
 
-async fn load(cluster: &Cluster, keys: u64, value_bytes: u32) -> Result<(), HarnessError> {
+/// Puts `keys` values of `value_bytes` bytes under `load/`.
+pub(crate) async fn load(cluster: &Cluster, keys: u64, value_bytes: u32) -> Result<(), HarnessError> {
     let next = Arc::new(AtomicU64::new(0));
     let channels: Vec<_> = cluster.endpoints().iter().map(|endpoint| channel(endpoint)).collect();
     let mut loaders = JoinSet::new();

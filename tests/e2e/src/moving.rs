@@ -1,0 +1,197 @@
+//! What clients notice while a large shard moves under load.
+
+use crate::HarnessError;
+use crate::client::{channel, kv};
+use crate::cluster::Cluster;
+use crate::restart::load;
+use crate::system::{Layout, System};
+use bytes::Bytes;
+use proto::admin::admin_client::AdminClient;
+use proto::admin::{MoveShardRequest, MovesListRequest, ShardsListRequest};
+use proto::etcdserverpb as pb;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
+use tonic::transport::Channel;
+
+/// Writers at a time; every second one writes to the shard that moves.
+const WRITERS: u64 = 32;
+const VALUE_BYTES: u32 = 1024;
+/// How long each phase without a move lasts.
+const PHASE: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(20);
+/// A move that takes longer has failed.
+const MOVE_LIMIT: Duration = Duration::from_secs(300);
+/// Where [`load`] puts its keys.
+const LOADED: &[u8] = b"load/";
+
+/// One phase, as its writers saw it.
+#[derive(Clone, Debug, Default)]
+pub struct Phase {
+    /// How long it was.
+    pub length: Duration,
+    /// Puts answered.
+    pub puts: u64,
+    /// Puts that failed.
+    pub failed: u64,
+    /// How long puts took, sorted, of the shard that moves; counted from when they were due.
+    pub latencies: Vec<Duration>,
+    /// When puts to that shard were answered.
+    answers: Vec<Instant>,
+}
+
+impl Phase {
+    /// Puts per second.
+    pub fn rate(&self) -> f64 {
+        self.puts as f64 / self.length.as_secs_f64()
+    }
+
+    /// The longest time in which no put to the shard that moves was answered.
+    pub fn pause(&self) -> Duration {
+        self.answers.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
+    }
+
+    /// How long this share of the puts took at most.
+    pub fn quantile(&self, share: f64) -> Duration {
+        let last = self.latencies.len().saturating_sub(1);
+        self.latencies.get((last as f64 * share) as usize).copied().unwrap_or_default()
+    }
+}
+
+/// What was measured.
+#[derive(Clone, Debug, Default)]
+pub struct Moving {
+    /// As many puts as go, before any move.
+    pub saturated: Phase,
+    /// Half as many, before any move.
+    pub half: Phase,
+    /// Half as many, during each move.
+    pub moves: Vec<Phase>,
+    /// As many as go, during a move.
+    pub saturated_move: Phase,
+}
+
+struct Writers {
+    stop: Arc<AtomicBool>,
+    begun: Instant,
+    tasks: JoinSet<Phase>,
+}
+
+impl Writers {
+    /// Starts writers that together put `rate` times a second, or as often as they can.
+    fn start(cluster: &Cluster, keys: u64, rate: Option<f64>) -> Writers {
+        let channels: Vec<Channel> = cluster.endpoints().iter().map(|endpoint| channel(endpoint)).collect();
+        let stop = Arc::new(AtomicBool::new(false));
+        let numbers = Arc::new(AtomicU64::new(0));
+        let pace = rate.map(|rate| Duration::from_secs_f64(WRITERS as f64 / rate));
+        let mut tasks = JoinSet::new();
+        for writer in 0..WRITERS {
+            let channel = channels[writer as usize % channels.len()].clone();
+            tasks.spawn(write(channel, writer, keys, pace, stop.clone(), numbers.clone()));
+        }
+        Writers { stop, begun: Instant::now(), tasks }
+    }
+
+    async fn end(mut self) -> Phase {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut phase = Phase { length: self.begun.elapsed(), ..Phase::default() };
+        while let Some(one) = self.tasks.join_next().await {
+            let one = one.expect("a writer's task does not panic");
+            phase.puts += one.puts;
+            phase.failed += one.failed;
+            phase.latencies.extend(one.latencies);
+            phase.answers.extend(one.answers);
+        }
+        phase.latencies.sort_unstable();
+        phase.answers.sort_unstable();
+        phase
+    }
+}
+
+async fn write(
+    channel: Channel,
+    writer: u64,
+    keys: u64,
+    pace: Option<Duration>,
+    stop: Arc<AtomicBool>,
+    numbers: Arc<AtomicU64>,
+) -> Phase {
+    let mut client = kv(channel);
+    let moving = writer.is_multiple_of(2);
+    let value = Bytes::from(vec![b'v'; VALUE_BYTES as usize]);
+    let mut phase = Phase::default();
+    let mut due = Instant::now();
+    while !stop.load(Ordering::Relaxed) {
+        let number = numbers.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9E37_79B9_7F4A_7C15) % keys;
+        let key = match moving {
+            true => format!("load/{number:012}"),
+            false => format!("a/{number:012}"),
+        };
+        if let Some(pace) = pace {
+            due += pace;
+            tokio::time::sleep_until(due.into()).await;
+        } else {
+            due = Instant::now();
+        }
+        let put = pb::PutRequest { key: key.into(), value: value.clone(), ..Default::default() };
+        match client.put(put).await {
+            Ok(_) => phase.puts += 1,
+            Err(_) => phase.failed += 1,
+        }
+        if moving {
+            phase.latencies.push(due.elapsed());
+            phase.answers.push(Instant::now());
+        }
+    }
+    phase
+}
+
+/// Moves the shard with the loaded keys to the other data group.
+async fn move_over(admin: &mut AdminClient<Channel>) -> Result<(), HarnessError> {
+    let failed = |status| HarnessError::rpc("moving a shard")(status);
+    let listed = admin.shards_list(ShardsListRequest {}).await.map_err(failed)?.into_inner();
+    let holds =
+        |shard: &&proto::admin::Shard| &shard.start[..] <= LOADED && (shard.unbounded || LOADED < &shard.end[..]);
+    let shard = listed.shards.iter().find(holds);
+    let wrong = |detail: &str| HarnessError::Wrong { what: "the move".to_owned(), detail: detail.to_owned() };
+    let shard = shard.ok_or_else(|| wrong("no shard has the keys"))?;
+    let wish = MoveShardRequest { shard: shard.id, group: if shard.group == 2 { 3 } else { 2 } };
+    let id = admin.move_shard(wish).await.map_err(failed)?.into_inner().id;
+    let begun = Instant::now();
+    while begun.elapsed() < MOVE_LIMIT {
+        let moves = admin.moves_list(MovesListRequest {}).await.map_err(failed)?.into_inner();
+        if moves.last >= id && moves.moves.iter().all(|one| one.id != id) {
+            return Ok(());
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    Err(wrong("it does not end"))
+}
+
+/// Loads `bytes`, measures what writers get, and what they get while the shard moves, `moves` times.
+pub async fn run(bytes: u64, moves: u32, directory: PathBuf) -> Result<Moving, HarnessError> {
+    let cluster = Cluster::start(System::Cloudpaxos, Layout::AllRoles, &directory).await?;
+    let keys = bytes.div_ceil(u64::from(VALUE_BYTES)).max(1);
+    load(&cluster, keys, VALUE_BYTES).await?;
+    let endpoint = cluster.endpoints().into_iter().next().unwrap_or_default();
+    let mut admin = AdminClient::new(channel(&endpoint));
+    let mut measured = Moving::default();
+    let writers = Writers::start(&cluster, keys, None);
+    tokio::time::sleep(PHASE).await;
+    measured.saturated = writers.end().await;
+    let half = measured.saturated.rate() / 2.0;
+    let writers = Writers::start(&cluster, keys, Some(half));
+    tokio::time::sleep(PHASE).await;
+    measured.half = writers.end().await;
+    for _ in 0..moves {
+        let writers = Writers::start(&cluster, keys, Some(half));
+        move_over(&mut admin).await?;
+        measured.moves.push(writers.end().await);
+    }
+    let writers = Writers::start(&cluster, keys, None);
+    move_over(&mut admin).await?;
+    measured.saturated_move = writers.end().await;
+    Ok(measured)
+}
