@@ -71,9 +71,19 @@ impl Election {
     }
 
     /// One round among the `replicas` of a configuration: `reached` are the statuses of the others with whom
-    /// a round trip succeeded lately. Returns whether this replica wants to take over.
-    pub fn round(&mut self, config: ConfigId, replicas: usize, reached: &[Status]) -> bool {
-        if let Some(highest) = reached.iter().map(|status| status.leader).max() {
+    /// a round trip succeeded lately, `promised` is the highest ballot promised here. Returns whether this replica
+    /// wants to take over.
+    pub fn round(&mut self, config: ConfigId, replicas: usize, reached: &[Status], promised: Ballot) -> bool {
+        // Who leads a later configuration brings us there, while it lives. One that is gone may have been the only one
+        // to know that it had begun.
+        let own = self.own;
+        let lives = |leader: &Ballot| {
+            leader.config <= config || *leader == own || reached.iter().any(|status| status.own == *leader)
+        };
+        if !lives(&self.leader) {
+            (self.leader, self.happy) = (promised, false);
+        }
+        if let Some(highest) = reached.iter().map(|status| status.leader).filter(lives).max() {
             self.saw(highest);
         }
         let reaches_quorum = reached.len() + 1 >= quorum_of(replicas);

@@ -201,7 +201,7 @@ impl Replica {
     fn tick(&mut self, now: Time, heartbeats: &Heartbeats, out: &mut Outputs) {
         let (config, voters) = self.scope(now, heartbeats);
         let reached = heartbeats.reached(now, self.config.group, &voters);
-        let wants = self.election.round(config, voters.len(), &reached);
+        let wants = self.election.round(config, voters.len(), &reached, self.acceptor.promised());
         let wants = wants && voters.contains(&self.config.me) && self.patience == 0;
         self.patience = self.patience.saturating_sub(1);
         let timing = heartbeats.timing();
