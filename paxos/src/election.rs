@@ -75,10 +75,11 @@ impl Election {
     /// wants to take over.
     pub fn round(&mut self, config: ConfigId, replicas: usize, reached: &[Status], promised: Ballot) -> bool {
         // Who leads a later configuration brings us there, while it lives. One that is gone may have been the only one
-        // to know that it had begun.
-        let own = self.own;
+        // to know that it had begun: where nobody else does, those of this one go on.
+        let (own, nobody_knows) = (self.own, reached.iter().all(|status| status.config <= config));
         let lives = |leader: &Ballot| {
-            leader.config <= config || *leader == own || reached.iter().any(|status| status.own == *leader)
+            let there = leader.config <= config || !nobody_knows;
+            there || *leader == own || reached.iter().any(|status| status.own == *leader)
         };
         if !lives(&self.leader) {
             (self.leader, self.happy) = (promised, false);
