@@ -120,7 +120,8 @@ impl<S: Store> Call<'_, S> {
         let due = self.state.arrivals.get(&id).filter(|incoming| incoming.mv == mv && incoming.at == *at);
         let Some(incoming) = due.cloned() else { return Ok(Outcome::WrongShard) };
         let decoded = match codec::decode::<Piece>(piece) {
-            Ok(decoded) => decoded,
+            Ok(decoded) if decoded.is_sound(id) => decoded,
+            Ok(_) => return Ok(Outcome::Failed(OpError::Malformed(format!("a piece is none of {id}")))),
             Err(error) => return Ok(Outcome::Failed(OpError::Malformed(format!("a piece of {id}: {error}")))),
         };
         let space = self.keys.space(incoming.space);

@@ -150,6 +150,18 @@ pub(crate) struct Piece {
     pub(crate) end: Option<(Revision, Revision)>,
 }
 
+impl Piece {
+    /// Whether it could be a part of shard `id`: what applies it must not fail, nor touch anything else.
+    pub(crate) fn is_sound(&self, id: ShardId) -> bool {
+        let rows =
+            self.versions.iter().map(|(_, row)| row).chain(self.changes.iter().filter_map(|(_, row)| row.as_ref()));
+        let revisions: Vec<Revision> = self.changes.iter().map(|(entry, _)| entry.revision).collect();
+        rows.into_iter().all(|row| Head::parse(row).is_ok())
+            && revisions.is_sorted()
+            && self.sessions.iter().all(|executed| executed.shard == id)
+    }
+}
+
 /// A chunk that is being read.
 struct Filling<'a, S> {
     store: &'a S,

@@ -325,6 +325,31 @@ fn a_shard_that_went_does_not_come_to_life_again() {
     }
 }
 
+/// Apply is total: whatever a piece says, its import has an outcome.
+#[test]
+fn a_rotten_piece_ends_nothing() {
+    let mut world = World::new(11);
+    (0..12).for_each(|_| world.write());
+    let (shard, mv, epoch) = (SHARD, MoveId(1), Epoch(1));
+    world.groups[0].one(Command::Depart { shard, epoch, mv });
+    (0..6).for_each(|_| world.write());
+    let revision = world.stamp();
+    world.groups[0].one(Command::Freeze { revision, shard, mv });
+    let at = shardkv::moving::Position::start(&bounds());
+    let chunk = world.groups[0].group.reader().chunk(shard, mv, &at, 1 << 20).unwrap();
+    for place in 0..chunk.piece.len() {
+        for bit in 0..8 {
+            let mut piece = chunk.piece.to_vec();
+            piece[place] ^= 1 << bit;
+            let mut fresh = Replica::new(3);
+            fresh.one(Command::Arrive { shard, bounds: bounds(), mv });
+            let (at, next) = (at.clone(), chunk.next.clone());
+            let outcome = fresh.one(Command::Import { shard, mv, at, next, piece: piece.into() });
+            assert!(matches!(outcome, Outcome::Moved | Outcome::Failed(_)), "byte {place}: {outcome:?}");
+        }
+    }
+}
+
 /// A deletion of more keys than a row of the index holds is cut between pieces, wherever that may be.
 #[test]
 fn changes_of_one_revision_keep_their_order_however_they_are_cut() {
