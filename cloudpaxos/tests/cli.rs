@@ -222,6 +222,26 @@ fn moves_of_shards_for_people_and_programs() {
 }
 
 #[test]
+fn splits_and_merges_of_shards() {
+    let fake = Fake::start(Mood::Good);
+    let at = fake.address();
+    assert!(ok(at, &["shards", "split", "2"]).contains("shard 2 ends before m\\x00, where shard - begins"));
+    assert!(
+        ok(at, &["shards", "split", "2", "--at", "m", "--no-wait"]).contains("change 9: shard 2 will end before m")
+    );
+    assert!(ok(at, &["shards", "merge", "1", "2"]).contains("shard 1 has the keys of shard 2, too, which is no more"));
+    for (words, told) in [
+        (&["shards", "split", "9"][..], "s9 is no shard of the map"),
+        (&["shards", "split", "2", "--at", "m", "--wait", "300ms"], "change 9 is not done after 300ms; it goes on"),
+        (&["shards", "merge", "7", "2"], "s7 is no shard of the map"),
+        (&["shards", "split", "2", "--at", ""], "a value is required for '--at <KEY>'"),
+    ] {
+        let answer = ask(at, words);
+        assert!(complaint(&answer).contains(told), "{words:?}: {}", answer.err);
+    }
+}
+
+#[test]
 fn bad_configuration_is_one_line_and_exit_code_2() {
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("node.toml");
@@ -271,6 +291,8 @@ fn every_command_has_help_with_an_example() {
         &["status"],
         &["shards", "list"],
         &["shards", "move"],
+        &["shards", "split"],
+        &["shards", "merge"],
         &["shards", "moves"],
         &["shards", "cancel"],
         &["groups", "list"],

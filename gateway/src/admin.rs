@@ -24,10 +24,11 @@ use paxos::{GroupId, NodeId};
 use proto::admin::admin_server::{Admin, AdminServer};
 use proto::admin::{
     CancelMoveRequest, CancelMoveResponse, ChangeMembersRequest, ChangeMembersResponse, DrainNodeRequest,
-    DrainNodeResponse, MoveShardRequest, MoveShardResponse, MovesListRequest, MovesListResponse, NodeReport,
-    RemoveNodeRequest, RemoveNodeResponse, Shard, ShardsListRequest, ShardsListResponse, StatusRequest, StatusResponse,
+    DrainNodeResponse, MergeShardsRequest, MergeShardsResponse, MoveShardRequest, MoveShardResponse, MovesListRequest,
+    MovesListResponse, NodeReport, RemoveNodeRequest, RemoveNodeResponse, Shard, ShardsListRequest, ShardsListResponse,
+    SplitShardRequest, SplitShardResponse, StatusRequest, StatusResponse,
 };
-use shardkv::map::{NodeInfo, ShardInfo, ShardMap};
+use shardkv::map::{NodeInfo, ShardChange, ShardInfo, ShardMap};
 use shardkv::types::{MoveId, Revision, ShardId};
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,8 +60,8 @@ pub trait AdminSource: Send + Sync + 'static {
     /// The newest shard map that can be had.
     async fn map(&self) -> Result<Arc<ShardMap>, AdminError>;
 
-    /// Has the shardmaster log what is wanted: one of the calls that ask it for that. Its answer.
-    async fn log(&self, call: Call) -> Result<AnswerBody, Status>;
+    /// Makes a call that is not a client's: what the shardmaster is to log, or where a shard's middle is. Its answer.
+    async fn call(&self, call: Call) -> Result<AnswerBody, Status>;
 
     /// The largest revision that this gateway knows.
     fn known_revision(&self) -> Revision;
@@ -131,31 +132,68 @@ impl Admin for AdminService {
     ) -> Result<Response<ChangeMembersResponse>, Status> {
         let ChangeMembersRequest { group, members } = request.into_inner();
         let members = members.into_iter().map(NodeId).collect();
-        self.source.log(Call::ChangeMembers { group: GroupId(group), members }).await?;
+        self.source.call(Call::ChangeMembers { group: GroupId(group), members }).await?;
         Ok(Response::new(ChangeMembersResponse {}))
     }
 
     async fn drain_node(&self, request: Request<DrainNodeRequest>) -> Result<Response<DrainNodeResponse>, Status> {
         let DrainNodeRequest { node, drain } = request.into_inner();
-        self.source.log(Call::DrainNode { node: NodeId(node), drain }).await?;
+        self.source.call(Call::DrainNode { node: NodeId(node), drain }).await?;
         Ok(Response::new(DrainNodeResponse {}))
     }
 
     async fn remove_node(&self, request: Request<RemoveNodeRequest>) -> Result<Response<RemoveNodeResponse>, Status> {
-        self.source.log(Call::RemoveNode { node: NodeId(request.into_inner().node) }).await?;
+        self.source.call(Call::RemoveNode { node: NodeId(request.into_inner().node) }).await?;
         Ok(Response::new(RemoveNodeResponse {}))
     }
 
     async fn move_shard(&self, request: Request<MoveShardRequest>) -> Result<Response<MoveShardResponse>, Status> {
         let MoveShardRequest { shard, group } = request.into_inner();
-        match self.source.log(Call::MoveShard { shard: ShardId(shard), to: GroupId(group) }).await? {
+        match self
+            .source
+            .call(Call::ChangeShards(ShardChange::Move { shard: ShardId(shard), to: GroupId(group) }))
+            .await?
+        {
             AnswerBody::Move(mv) => Ok(Response::new(MoveShardResponse { id: mv.0 })),
             other => Err(Status::internal(format!("the shardmaster answered {other:?} to a move"))),
         }
     }
 
+    async fn split_shard(&self, request: Request<SplitShardRequest>) -> Result<Response<SplitShardResponse>, Status> {
+        let SplitShardRequest { shard, mut at } = request.into_inner();
+        let shard = ShardId(shard);
+        if at.is_empty() {
+            at = match self.source.call(Call::Middle { shard }).await? {
+                AnswerBody::Middle(Some(key)) => key,
+                AnswerBody::Middle(None) => {
+                    return Err(Status::failed_precondition(format!("{shard} holds too few keys to be split")));
+                }
+                other => {
+                    return Err(Status::internal(format!("a group answered {other:?} to where a shard's middle is")));
+                }
+            };
+        }
+        match self.source.call(Call::ChangeShards(ShardChange::Split { shard, at: at.clone() })).await? {
+            AnswerBody::Move(id) => Ok(Response::new(SplitShardResponse { id: id.0, at })),
+            other => Err(Status::internal(format!("the shardmaster answered {other:?} to a split"))),
+        }
+    }
+
+    async fn merge_shards(
+        &self,
+        request: Request<MergeShardsRequest>,
+    ) -> Result<Response<MergeShardsResponse>, Status> {
+        let MergeShardsRequest { left, right } = request.into_inner();
+        let change = ShardChange::Merge { left: ShardId(left), right: ShardId(right) };
+        match self.source.call(Call::ChangeShards(change)).await? {
+            AnswerBody::Move(id) => Ok(Response::new(MergeShardsResponse { id: id.0 })),
+            other => Err(Status::internal(format!("the shardmaster answered {other:?} to a merge"))),
+        }
+    }
+
     async fn cancel_move(&self, request: Request<CancelMoveRequest>) -> Result<Response<CancelMoveResponse>, Status> {
-        self.source.log(Call::CancelMove { mv: MoveId(request.into_inner().id) }).await?;
+        let change = ShardChange::CancelMove { mv: MoveId(request.into_inner().id) };
+        self.source.call(Call::ChangeShards(change)).await?;
         Ok(Response::new(CancelMoveResponse {}))
     }
 
@@ -167,7 +205,8 @@ impl Admin for AdminService {
         let answers = self.answers().await?;
         let shards = answers.map.shards.iter().map(|shard| shard_row(&answers, shard)).collect();
         let (cluster_id, map_version) = (answers.map.cluster_id, answers.map.version);
-        Ok(Response::new(ShardsListResponse { cluster_id, map_version, shards }))
+        let changes = answers.map.reshapes.iter().map(|planned| planned.id.0).collect();
+        Ok(Response::new(ShardsListResponse { cluster_id, map_version, shards, changes }))
     }
 }
 

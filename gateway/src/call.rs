@@ -1,7 +1,8 @@
 //! What goes into the gateway's machine and what comes out of it.
 
+use bytes::Bytes;
 use paxos::{GroupId, NodeId, Time};
-use shardkv::map::ShardMap;
+use shardkv::map::{ShardChange, ShardMap};
 use shardkv::ops::{Op, OpResult};
 use shardkv::request::{OpError, Reply, Request, RequestBody, TraceContext};
 use shardkv::types::{MoveId, Revision, ShardId};
@@ -32,17 +33,12 @@ pub enum Call {
         /// The nodes that are to hold its replicas.
         members: Vec<NodeId>,
     },
-    /// A shard is to move to another group.
-    MoveShard {
+    /// The shardmaster is to have shards moved, or cut anew.
+    ChangeShards(ShardChange),
+    /// Where is the middle of a shard?
+    Middle {
         /// Which.
         shard: ShardId,
-        /// Where to.
-        to: GroupId,
-    },
-    /// A move is called off.
-    CancelMove {
-        /// Which.
-        mv: MoveId,
     },
     /// A new node asks the shardmaster for its id; asked again with the same incarnation, it is given the same.
     AddNode {
@@ -84,10 +80,9 @@ impl Call {
                 RequestBody::AddNode { cluster, name, incarnation, peer_address, keeps }
             }
             Call::DrainNode { node, drain } => RequestBody::DrainNode { node, drain },
-            Call::MoveShard { shard, to } => RequestBody::MoveShard { shard, to },
-            Call::CancelMove { mv } => RequestBody::CancelMove { mv },
+            Call::ChangeShards(change) => RequestBody::ChangeShards(change),
             Call::RemoveNode { node } => RequestBody::RemoveNode { node },
-            Call::Op { .. } | Call::Compact { .. } | Call::Map | Call::Status => return None,
+            Call::Op { .. } | Call::Compact { .. } | Call::Middle { .. } | Call::Map | Call::Status => return None,
         })
     }
 }
@@ -108,12 +103,14 @@ pub enum AnswerBody {
     Op(OpResult),
     /// Of [`Call::Compact`].
     Compacted,
-    /// Of [`Call::ChangeMembers`], [`Call::CancelMove`], [`Call::DrainNode`] and [`Call::RemoveNode`]: it is logged, and will be done.
+    /// Of what is asked of the shardmaster and has no other answer: it is logged, and will be done.
     Noted,
     /// Of [`Call::AddNode`]: the node's id.
     Node(NodeId),
-    /// Of [`Call::MoveShard`]: the move's id.
+    /// Of [`Call::ChangeShards`]: the id of the move, split or merge.
     Move(MoveId),
+    /// Of [`Call::Middle`]: a key that has about half of the shard before it, if there is one.
+    Middle(Option<Bytes>),
     /// Of [`Call::Map`].
     Map(Arc<ShardMap>),
     /// Of [`Call::Status`].

@@ -184,6 +184,7 @@ impl Pending {
         let shares = match &self.call {
             Call::Op { op, .. } => cx.core.router.shares(op),
             Call::Compact { .. } => Some(compaction_shares(self.logged, cx.core)),
+            Call::Middle { shard } => Some(cx.core.router.share_of(*shard).into_iter().collect()),
             Call::Map | Call::Status => Some(Vec::new()),
             _ => Some(compaction_shares(false, cx.core)),
         };
@@ -325,7 +326,7 @@ impl Pending {
         }
         match &self.call {
             Call::Op { .. } if self.is_write() => self.replan_write(cx),
-            Call::Op { .. } => self.restart_read(cx),
+            Call::Op { .. } | Call::Middle { .. } => self.restart_read(cx),
             // A group that is gone has nothing left to compact.
             Call::Compact { .. } if self.logged && cx.core.router.leader(self.parts[index].share.group).is_none() => {
                 self.parts[index].rest();

@@ -139,6 +139,11 @@ impl Router {
         led.into_iter().for_each(|group| self.not_leader(group, node, None));
     }
 
+    /// The group that a shard belongs to; `None` without a map, or where it is no shard of it.
+    pub(crate) fn share_of(&self, shard: ShardId) -> Option<GroupShare> {
+        self.map.as_ref()?.shard(shard).map(one_share)
+    }
+
     /// Which groups an operation concerns, in the order of the map; `None` without a map. An
     /// operation that names no key, or only empty ranges, goes to the shard of its first key.
     pub(crate) fn shares(&self, op: &Op) -> Option<Vec<GroupShare>> {

@@ -8,6 +8,7 @@ use shardkv::map::{NodeInfo, ShardMap};
 use shardkv::moving::{Chunk, Position};
 use shardkv::request::TraceContext;
 use shardkv::types::{MoveId, Revision, ShardId};
+use shardmaster::load::ShardLoad;
 
 /// A call to the sequencer, named by the asking group's term as leader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -94,6 +95,14 @@ pub enum NodeMessage {
         /// Which.
         mv: MoveId,
     },
+    /// To the shardmaster's leader: a group has split or merged its shards as planned.
+    Reshaped {
+        /// By which change.
+        by: MoveId,
+    },
+    /// To the shardmaster's leader: how busy the shards are that the sender serves, and what those hold that it leads.
+    /// All of them; what was told before does not count any more.
+    Loads(Vec<ShardLoad>),
     /// A piece of a group's image.
     SnapshotPiece {
         /// The group.

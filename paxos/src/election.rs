@@ -77,8 +77,10 @@ impl Election {
         // Who leads a later configuration brings us there, while it lives. One that is gone may have been the only one
         // to know that it had begun: where nobody else does, those of this one go on.
         let (own, nobody_knows) = (self.own, reached.iter().all(|status| status.config <= config));
+        let me = self.me;
         let lives = |leader: &Ballot| {
-            let there = leader.config <= config || !nobody_knows;
+            // This node, before it was restarted, brings nobody anywhere.
+            let there = leader.config <= config || (!nobody_knows && leader.node != me);
             there || *leader == own || reached.iter().any(|status| status.own == *leader)
         };
         if !lives(&self.leader) {
@@ -116,5 +118,32 @@ impl Election {
     pub fn status(&self, durably_promised: Ballot, config: ConfigId) -> Status {
         let Election { own, leader, happy, .. } = *self;
         Status { promised: durably_promised, own, leader, happy, reluctant: false, config }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ballot(config: u32, round: u64, node: u64, boot: u64) -> Ballot {
+        Ballot { config: ConfigId(config), round, node: NodeId(node), boot }
+    }
+
+    /// The only member of a new configuration has led it, and is restarted before it has written down that it has
+    /// begun. The others know; nobody but itself can tell it, as the leader of the configuration before.
+    #[test]
+    fn a_node_does_not_wait_for_its_former_self() {
+        let (before, led) = (ballot(6, 17, 3, 5), ballot(7, 18, 3, 5));
+        let mut election = Election::new(NodeId(3), before);
+        let config = ConfigId(7);
+        let other =
+            |node| Status { promised: before, own: ballot(6, 0, node, 0), leader: led, config, ..Status::default() };
+        let reached = [other(1), other(2)];
+        assert!(election.round(ConfigId(6), 3, &reached, before), "it takes over: {election:?}");
+        assert_eq!(election.take_over(ConfigId(6), 7), ballot(6, 18, 3, 7));
+        // Another node's that led it would bring us there.
+        let led = ballot(7, 18, 1, 5);
+        let reached = reached.map(|status| Status { leader: led, ..status });
+        assert!(!election.round(ConfigId(6), 3, &reached, before) && election.leader() == led);
     }
 }

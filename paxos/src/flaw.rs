@@ -29,6 +29,10 @@ pub enum Flaw {
     WriteToFrozen,
     /// The leader of a frozen shard tells what is the newest there.
     ReadFrozen,
+    /// What a shard's sessions have done stays behind when it is split, or merged into another one.
+    CutWithoutSessions,
+    /// A shard that has arrived, and is to be cut before it was activated, is taken for one whose move was called off.
+    DiscardWhatIsCut,
 }
 
 #[cfg(feature = "mutants")]

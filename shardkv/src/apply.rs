@@ -10,7 +10,7 @@ use crate::overlay::Overlay;
 use crate::record::{self, Entry};
 use crate::request::{OpError, SessionTag};
 use crate::sessions::{Executed, Judgement};
-use crate::state::{OwnedShard, Shard, Shared, State, territory_of};
+use crate::state::{OwnedShard, Shard, Shared, State, Stretch, territory_of};
 use crate::store::{RowRange, Store, StoreError, WriteBatch};
 use crate::territory::Territory;
 use crate::types::{Bounds, Epoch, MoveId, Revision, ShardId};
@@ -113,6 +113,7 @@ impl<'a, S: Store> Call<'a, S> {
             Command::Arrive { shard, bounds, mv } => Ok(self.arrive(*shard, bounds, *mv)),
             Command::Import { shard, mv, at, next, piece } => self.import(*shard, *mv, (at, next), piece),
             Command::Discard { shard, mv } => Ok(self.discard(*shard, *mv)),
+            Command::Reshape { by, from, to } => Ok(self.reshape(*by, from, to)),
         }
     }
 
@@ -265,7 +266,7 @@ impl<'a, S: Store> Call<'a, S> {
             epoch,
             floor: zero,
             evicted: zero,
-            space,
+            stretches: vec![Stretch { start: bounds.start.clone(), space }],
             since: Slot(0),
             stayed: by,
             out: None,

@@ -8,9 +8,9 @@ use crate::key::SpaceKeys;
 use crate::moving::{Incoming, Outgoing, Piece, Position};
 use crate::record::{self, Entry, Head};
 use crate::request::OpError;
-use crate::state::{OwnedShard, Shard};
+use crate::state::{OwnedShard, Shard, Stretch};
 use crate::store::{Store, StoreError, View};
-use crate::types::{Bounds, Epoch, MoveId, Revision, ShardId, SpaceId};
+use crate::types::{Bounds, Epoch, MoveId, Revision, ShardId};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -64,7 +64,7 @@ impl<S: Store> Call<'_, S> {
         self.changed_shards.insert(id);
         self.changed_gone.insert(id);
         self.forget_sessions(id);
-        self.delete_keys(shard.space, &shard.bounds);
+        self.delete_keys(&shard);
         self.mix(b'-', Revision(0), id.0 ^ epoch.0 << 32);
         Outcome::Moved
     }
@@ -200,7 +200,8 @@ impl<S: Store> Call<'_, S> {
         }
         let floor = floor.max(self.state.meta.compacted);
         let (bounds, stayed) = (bounds.clone(), MoveId(0));
-        let info = OwnedShard { id, bounds, epoch, floor, evicted, space, since, stayed, out: None };
+        let stretches = vec![Stretch { start: bounds.start.clone(), space }];
+        let info = OwnedShard { id, bounds, epoch, floor, evicted, stretches, since, stayed, out: None };
         Arc::make_mut(&mut self.state.arrivals).remove(&id);
         Arc::make_mut(&mut self.state.shards).insert(id, Shard::new(info, self.keys));
         self.changed_arrivals.insert(id);
@@ -216,21 +217,23 @@ impl<S: Store> Call<'_, S> {
         self.state.shards.values().find(|other| other.info.bounds.intersects(&all)).map(|other| other.info.id)
     }
 
-    fn forget_sessions(&mut self, id: ShardId) {
+    pub(crate) fn forget_sessions(&mut self, id: ShardId) {
         self.state.sessions.forget(id);
         self.executed.retain(|executed| executed.shard != id);
     }
 
     /// Rows of the revision index stay, where other shards share the space: they name keys, and nobody asks for
     /// these any more.
-    fn delete_keys(&mut self, id: SpaceId, bounds: &Bounds) {
-        let space = self.keys.space(id);
-        let mut others = self.state.shards.values().map(|shard| shard.info.space);
-        if others.any(|other| other == id) {
-            let latest = space.latest_range(&bounds.keys());
-            self.dropped.extend([latest, space.history_of(bounds)]);
-        } else {
-            self.dropped.push(space.all());
+    fn delete_keys(&mut self, shard: &OwnedShard) {
+        for (bounds, id) in shard.parts() {
+            let space = self.keys.space(id);
+            let mut others = self.state.shards.values().flat_map(|other| other.info.spaces());
+            if others.any(|other| other == id) {
+                let latest = space.latest_range(&bounds.keys());
+                self.dropped.extend([latest, space.history_of(&bounds)]);
+            } else {
+                self.dropped.push(space.all());
+            }
         }
         self.supersede_images();
     }

@@ -7,7 +7,7 @@ use crate::reader::{ReadError, Reader};
 use crate::record::{self, Entry};
 use crate::state::territory_of;
 use crate::store::{Store, StoreError, View};
-use crate::territory::{Part, Territory};
+use crate::territory::Territory;
 use crate::types::{Epoch, Keys, Revision, ShardId};
 use bytes::Bytes;
 use std::ops::ControlFlow;
@@ -75,23 +75,37 @@ impl<S: Store> Reader<S> {
         prev_floor: Option<Revision>,
     ) -> Result<Changes, StoreError> {
         let store = &*self.shared.store;
-        let mut next = Revision(upto.0.saturating_add(1));
-        let mut found: Vec<(&Part, Entry)> = Vec::new();
-        for (part, keys) in territory.clip(keys) {
-            let (entries, reached) = entries(store, &part.space, &keys, (from, upto), budget)?;
-            next = next.min(reached);
-            found.extend(entries.into_iter().map(|entry| (part, entry)));
-        }
-        found.retain(|(_, entry)| entry.revision < next);
-        found.sort_by_key(|(_, entry)| (entry.revision, entry.operation));
-        let events = found.into_iter().map(|(part, entry)| event(store, &part.space, entry, prev_floor));
+        let clipped = territory.clip(keys).map(|(part, keys)| (&part.space, keys));
+        let (found, next) = entries_of(store, clipped, (from, upto), budget)?;
+        let events = found.into_iter().map(|(space, entry)| event(store, space, entry, prev_floor));
         Ok(Changes { events: events.collect::<Result<_, _>>()?, next })
     }
 }
 
+/// The entries of several spaces' indexes in the order of revision and operation, and the revision up to which
+/// (exclusive) they are all.
+#[allow(clippy::type_complexity)] // entries with their spaces, and a revision
+pub(crate) fn entries_of<'a>(
+    store: &impl View,
+    parts: impl Iterator<Item = (&'a SpaceKeys, Keys)>,
+    (from, upto): (Revision, Revision),
+    budget: usize,
+) -> Result<(Vec<(&'a SpaceKeys, Entry)>, Revision), StoreError> {
+    let mut next = Revision(upto.0.saturating_add(1));
+    let mut found: Vec<(&SpaceKeys, Entry)> = Vec::new();
+    for (space, keys) in parts {
+        let (entries, reached) = entries(store, space, &keys, (from, upto), budget)?;
+        next = next.min(reached);
+        found.extend(entries.into_iter().map(|entry| (space, entry)));
+    }
+    found.retain(|(_, entry)| entry.revision < next);
+    found.sort_by_key(|(_, entry)| (entry.revision, entry.operation));
+    Ok((found, next))
+}
+
 /// The index's entries for `keys`, about `budget` of them, and the revision up to which (exclusive)
 /// they are all.
-pub(crate) fn entries(
+fn entries(
     store: &impl View,
     space: &SpaceKeys,
     keys: &Keys,

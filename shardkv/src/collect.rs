@@ -47,8 +47,10 @@ impl<S: Store> Reader<S> {
         }
         let mut floors: BTreeMap<SpaceId, Revision> = BTreeMap::new();
         for shard in shared.shards().values() {
-            let floor = floors.entry(shard.info.space).or_insert(limit);
-            *floor = shard.info.kept_from().min(*floor).min(limit);
+            for space in shard.info.spaces() {
+                let floor = floors.entry(space).or_insert(limit);
+                *floor = shard.info.kept_from().min(*floor).min(limit);
+            }
         }
         cursors.retain(|space, _| floors.contains_key(space));
         let mut looked_at = 0;

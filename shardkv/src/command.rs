@@ -106,6 +106,16 @@ pub enum Command {
         /// The move.
         mv: MoveId,
     },
+    /// Shards are cut anew (a split or a merge): what some held, others hold from now on, here in this group. No row is
+    /// touched. Done only if all of `from` are owned at exactly these epochs and none of them is on its way.
+    Reshape {
+        /// The number of the change, among moves.
+        by: MoveId,
+        /// Neighbours, in key order.
+        from: Vec<(ShardId, Epoch)>,
+        /// Neighbours, in key order, that cover the same keys.
+        to: Vec<(ShardId, Bounds, Epoch)>,
+    },
     /// History below the revision may be collected: the floor of every shard here becomes at least
     /// this. Logged once the revision is closed.
     Compact {
@@ -131,7 +141,7 @@ pub enum Outcome {
     Failed(OpError),
     /// Of [`Command::Activate`].
     Activated,
-    /// A step of a move was taken, or had been taken before.
+    /// A step of a move was taken, or shards were cut anew; or that had been done before.
     Moved,
     /// Of [`Command::Compact`].
     Compacted,

@@ -81,7 +81,7 @@ impl<S: Store> DataGroup<S> {
 
     /// The spaces that the present state names.
     fn named_spaces(&self) -> BTreeSet<SpaceId> {
-        let shards = self.state.shards.values().map(|shard| shard.info.space);
+        let shards = self.state.shards.values().flat_map(|shard| shard.info.spaces());
         shards.chain(self.state.arrivals.values().map(|it| it.space)).chain(self.state.meta.home).collect()
     }
 

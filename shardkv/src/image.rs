@@ -94,7 +94,7 @@ impl<S: Store> Source<S> {
         let arrivals: Vec<Incoming> = group.state.arrivals.values().cloned().collect();
         let gone: Vec<(ShardId, Epoch)> = group.state.gone.iter().map(|(id, epoch)| (*id, *epoch)).collect();
         let arriving: BTreeSet<SpaceId> = arrivals.iter().map(|it| it.space).collect();
-        let owned = shards.iter().map(|shard| shard.space);
+        let owned = shards.iter().flat_map(OwnedShard::spaces);
         let spaces: BTreeSet<SpaceId> = owned.chain(arriving.iter().copied()).collect();
         let mut todo = VecDeque::from([Todo::Header(Box::new(Piece::Header { meta, shards, arrivals, gone }))]);
         let mut sessions = group.state.sessions.export();
@@ -254,7 +254,7 @@ impl<S: Store> SnapshotSink for Sink<S> {
         }
         match (piece, &self.header) {
             (Piece::Header { meta, shards, arrivals, gone }, None) => {
-                let owned = shards.iter().map(|shard| shard.space).chain(meta.home);
+                let owned = shards.iter().flat_map(OwnedShard::spaces).chain(meta.home);
                 for space in owned.chain(arrivals.iter().map(|it| it.space)) {
                     self.spaces.entry(space).or_insert_with(|| self.shared.new_space());
                 }
@@ -313,7 +313,7 @@ pub(crate) fn finish<S: Store>(
         batch.put(keys.session_row(*slot), codec::encode(row));
     }
     for mut shard in shards {
-        shard.space = spaces[&shard.space];
+        shard.stretches.iter_mut().for_each(|stretch| stretch.space = spaces[&stretch.space]);
         batch.put(keys.shard(shard.id), codec::encode(&shard));
     }
     for mut incoming in arrivals {

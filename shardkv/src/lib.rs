@@ -11,8 +11,8 @@
 //! - `mvcc`: the version of a key at a revision. `exec`: an operation on the state below a revision,
 //!   for writes, for reads, and for answering a retry again. `range`: counting, filtering, sorting.
 //! - `sessions`: exactly-once. `territory`: the keys of the shards that a command names.
-//! - `apply`: one call is one batch. [`moving`]: shards on their way between groups, `apply_moves` their steps.
-//!   `image`: snapshots and their installation. `collect`: history
+//! - `apply`: one call is one batch. [`moving`]: shards on their way between groups, `apply_moves` their
+//!   steps, `apply_reshapes` splits and merges. `image`: snapshots and their installation. `collect`: history
 //!   below the floor goes.
 //!
 //! Invariants:
@@ -27,6 +27,7 @@
 
 mod apply;
 mod apply_moves;
+mod apply_reshapes;
 mod cached;
 mod changes;
 pub mod codec;
@@ -37,6 +38,7 @@ mod group;
 mod image;
 mod key;
 pub mod map;
+mod measure;
 mod memory;
 pub mod moving;
 mod mvcc;
@@ -67,5 +69,5 @@ pub use rocks::{RocksFigures, RocksOptions, RocksStore};
 pub use rows::{GroupMeta, delete_group};
 pub use seed::{SEED_SLOT, Seed};
 pub use sessions::SessionLimits;
-pub use state::OwnedShard;
+pub use state::{OwnedShard, Stretch};
 pub use store::{Store, StoreError};

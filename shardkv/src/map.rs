@@ -2,6 +2,7 @@
 //! by it, groups hold their own part of it.
 
 use crate::types::{Bounds, Epoch, Keys, MoveId, ShardId};
+use bytes::Bytes;
 use paxos::{ConfigId, GroupId, NodeId};
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +17,7 @@ pub struct ShardInfo {
     pub group: GroupId,
     /// Counts the owners.
     pub epoch: Epoch,
-    /// The move by which the owner has it; 0 if it was the first.
+    /// The change by which the owner has it like this: a move, a split or a merge; 0 if it was never changed.
     pub by: MoveId,
 }
 
@@ -33,6 +34,50 @@ pub struct MoveInfo {
     pub epoch: Epoch,
     /// The next owner.
     pub to: GroupId,
+}
+
+/// Shards of one group that are to be cut anew: a split or a merge. The map has the new ones already.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReshapeInfo {
+    /// The change; these are counted together with moves.
+    pub id: MoveId,
+    /// The group.
+    pub group: GroupId,
+    /// As they were, in key order.
+    pub from: Vec<ShardInfo>,
+    /// As they are to be, in key order, over the same keys.
+    pub to: Vec<ShardInfo>,
+}
+
+/// What is wanted of the shards.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ShardChange {
+    /// A shard is to move to another group.
+    Move {
+        /// The shard.
+        shard: ShardId,
+        /// Where to.
+        to: GroupId,
+    },
+    /// A move is called off, if it is not over.
+    CancelMove {
+        /// Which.
+        mv: MoveId,
+    },
+    /// A shard becomes two: it keeps what lies below a key, and a new one gets the rest.
+    Split {
+        /// The shard.
+        shard: ShardId,
+        /// The first key of the new one.
+        at: Bytes,
+    },
+    /// Two neighbours of one group become one, under the id of the left one.
+    Merge {
+        /// The one with the lower keys.
+        left: ShardId,
+        /// The other.
+        right: ShardId,
+    },
 }
 
 /// A replica group and where its replicas live.
@@ -107,9 +152,13 @@ pub struct ShardMap {
     pub shards: Vec<ShardInfo>,
     /// Moves under way, sorted by id; at most one per shard.
     pub moves: Vec<MoveInfo>,
-    /// The last move that was planned. One that is not in `moves`, and is not above, is over: its shard is owned
-    /// by it, or it was called off.
+    /// The last change (move, split, merge) that was planned. A move that is not in `moves`, and is not above, is over:
+    /// its shard is owned by it, or it was called off.
     pub last_move: MoveId,
+    /// Splits and merges that their groups have not carried out yet, sorted by id; at most one per shard.
+    pub reshapes: Vec<ReshapeInfo>,
+    /// The largest id that a shard ever had. One that is not in `shards`, and is not above, is none any more.
+    pub last_shard: ShardId,
     /// The shardmaster's own group.
     pub shardmaster: GroupInfo,
     /// Data groups, sorted by id. The shardmaster group is not among them.
@@ -141,6 +190,17 @@ impl ShardMap {
     /// A move under way, by its id.
     pub fn move_of(&self, id: MoveId) -> Option<&MoveInfo> {
         self.moves.iter().find(|planned| planned.id == id)
+    }
+
+    /// A split or merge that a shard, as it is in the map, will come from.
+    pub fn reshape_to(&self, id: ShardId) -> Option<&ReshapeInfo> {
+        self.reshapes.iter().find(|planned| planned.to.iter().any(|shard| shard.id == id))
+    }
+
+    /// What the map says of shards as their groups have them, as long as they have not been cut anew.
+    pub fn uncut(&self) -> impl Iterator<Item = &ShardInfo> {
+        let cut = |shard: &&ShardInfo| self.reshape_to(shard.id).is_none();
+        self.shards.iter().filter(cut).chain(self.reshapes.iter().flat_map(|planned| &planned.from))
     }
 
     /// Whether a move is over, as far as this map knows: one that it has never heard of may be yet to come.

@@ -32,7 +32,7 @@ use crate::record::{Entry, Head};
 use crate::sessions::{Executed, Sessions};
 use crate::state::{OwnedShard, session_rows};
 use crate::store::{RowRange, Store, StoreError};
-use crate::types::{Bounds, Keys, MoveId, Revision, ShardId, SpaceId};
+use crate::types::{Bounds, MoveId, Revision, ShardId, SpaceId};
 use bytes::Bytes;
 use paxos::Slot;
 use paxos::flaw::{self, Flaw};
@@ -165,7 +165,8 @@ impl Piece {
 /// A chunk that is being read.
 struct Filling<'a, S> {
     store: &'a S,
-    space: SpaceKeys,
+    /// Where its rows lie, in key order.
+    parts: Vec<(Bounds, SpaceKeys)>,
     shard: &'a OwnedShard,
     copied_at: Revision,
     /// What lies below is not worth copying.
@@ -186,10 +187,10 @@ impl<S: Store> Reader<S> {
         let moving = shard.and_then(|shard| Some((shard, shard.out.as_ref().filter(|out| out.mv == mv)?)));
         let Some((shard, out)) = moving else { return Err(ReadError::WrongShard) };
         let upto = out.frozen.unwrap_or(applied);
-        let space = shared.keys.space(shard.space);
+        let parts = shard.parts().map(|(bounds, space)| (bounds, shared.keys.space(space))).collect();
         let piece = Piece::default();
         let (copied_at, floor) = (out.copied_at, out.kept_from);
-        let mut filling = Filling { store: &*shared.store, space, shard, copied_at, floor, piece, bytes: 0, bytes_max };
+        let mut filling = Filling { store: &*shared.store, parts, shard, copied_at, floor, piece, bytes: 0, bytes_max };
         let (mut next, mut caught_up) = (at.clone(), false);
         while filling.bytes < bytes_max {
             next = match next {
@@ -232,10 +233,8 @@ impl<S: Store> Reader<S> {
     /// How much of a shard's keys lies before a position, in thousandths.
     fn copied(&self, shard: &OwnedShard, next: &Position) -> u32 {
         let Position::Versions { key, .. } = next else { return 1000 };
-        let space = self.shared.keys.space(shard.space);
-        let bytes = |bounds: &Bounds| self.shared.store.approximate_bytes(&space.latest_range(&bounds.keys()));
-        let before = bytes(&Bounds { start: shard.bounds.start.clone(), end: Some(key.clone()) });
-        let all = bytes(&shard.bounds);
+        let before = self.latest_bytes(shard, &Bounds { start: shard.bounds.start.clone(), end: Some(key.clone()) });
+        let all = self.latest_bytes(shard, &shard.bounds);
         before.saturating_mul(1000).checked_div(all).map_or(0, |share| share.min(1000) as u32)
     }
 }
@@ -243,23 +242,32 @@ impl<S: Store> Reader<S> {
 impl<S: Store> Filling<'_, S> {
     /// Versions at R and what is older, key by key, the newest first, down to the newest at or below the floor.
     fn versions(&mut self, start: &Bytes, below: Revision) -> Result<Position, StoreError> {
-        let bounds = Bounds { start: start.clone(), end: self.shard.bounds.end.clone() };
+        let rest = Bounds { start: start.clone(), end: self.shard.bounds.end.clone() }.keys();
         let mut next = None;
-        let (store, space) = (self.store, self.space.clone());
-        store.scan(&space.latest_range(&bounds.keys()), &mut |row_key, row| {
-            let key = Bytes::copy_from_slice(space.rest(row_key));
-            let limit = if key == *start { self.copied_at.min(below) } else { self.copied_at };
-            if let Some(below) = self.versions_of(&key, row, limit)? {
-                next = Some(Position::Versions { key, below });
-                return Ok(ControlFlow::Break(()));
-            }
-            Ok(ControlFlow::Continue(()))
-        })?;
+        let store = self.store;
+        for (bounds, space) in self.parts.clone() {
+            let Some(keys) = rest.clip(&bounds).filter(|_| next.is_none()) else { continue };
+            store.scan(&space.latest_range(&keys), &mut |row_key, row| {
+                let key = Bytes::copy_from_slice(space.rest(row_key));
+                let limit = if key == *start { self.copied_at.min(below) } else { self.copied_at };
+                if let Some(below) = self.versions_of(&space, &key, row, limit)? {
+                    next = Some(Position::Versions { key, below });
+                    return Ok(ControlFlow::Break(()));
+                }
+                Ok(ControlFlow::Continue(()))
+            })?;
+        }
         Ok(next.unwrap_or(Position::Changes { from: self.floor, skip: 0 }))
     }
 
     /// Versions of one key up to `limit`; the revision of the first one that had no room.
-    fn versions_of(&mut self, key: &Bytes, newest: &[u8], limit: Revision) -> Result<Option<Revision>, StoreError> {
+    fn versions_of(
+        &mut self,
+        space: &SpaceKeys,
+        key: &Bytes,
+        newest: &[u8],
+        limit: Revision,
+    ) -> Result<Option<Revision>, StoreError> {
         let mut found = Vec::new();
         let mut rest: Option<RowRange> = None;
         let head = Head::parse(newest)?;
@@ -267,7 +275,7 @@ impl<S: Store> Filling<'_, S> {
             found.push((head, Bytes::copy_from_slice(newest)));
         }
         if head.mod_revision > self.floor {
-            rest = Some(self.space.history_range(key, limit));
+            rest = Some(space.history_range(key, limit));
         }
         if let Some(rows) = rest {
             let floor = self.floor;
@@ -295,10 +303,11 @@ impl<S: Store> Filling<'_, S> {
 
     /// Changes up to `upto`, with the versions that lie above R.
     fn changes(&mut self, from: Revision, skip: u32, upto: Revision) -> Result<Position, StoreError> {
-        let keys: Keys = self.shard.bounds.keys();
-        let (entries, reached) = changes::entries(self.store, &self.space, &keys, (from, upto), CHANGES_PER_LOOK)?;
+        let parts = self.parts.clone();
+        let parts = parts.iter().map(|(bounds, space)| (space, bounds.keys()));
+        let (entries, reached) = changes::entries_of(self.store, parts, (from, upto), CHANGES_PER_LOOK)?;
         let (mut revision, mut taken) = (from, skip);
-        for entry in entries.into_iter().skip(skip as usize) {
+        for (space, entry) in entries.into_iter().skip(skip as usize) {
             if entry.revision != revision {
                 (revision, taken) = (entry.revision, 0);
             }
@@ -306,7 +315,7 @@ impl<S: Store> Filling<'_, S> {
                 return Ok(Position::Changes { from: revision, skip: taken });
             }
             let row = match entry.revision > self.copied_at {
-                true => Some(self.version_of(&entry)?),
+                true => Some(self.version_of(space, &entry)?),
                 false => None,
             };
             taken += 1;
@@ -317,8 +326,8 @@ impl<S: Store> Filling<'_, S> {
     }
 
     /// The version that a change above R has made; it is kept as long as the shard moves.
-    fn version_of(&self, entry: &Entry) -> Result<Bytes, StoreError> {
-        let found = mvcc::lookup(self.store, &self.space, &entry.key, entry.revision)?;
+    fn version_of(&self, space: &SpaceKeys, entry: &Entry) -> Result<Bytes, StoreError> {
+        let found = mvcc::lookup(self.store, space, &entry.key, entry.revision)?;
         let found = found.filter(|version| version.head.mod_revision == entry.revision).map(|version| version.row);
         found.ok_or_else(|| StoreError::Corrupt {
             what: "version of a change",

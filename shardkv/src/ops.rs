@@ -260,6 +260,19 @@ impl Op {
         }
     }
 
+    /// The first key that it names, as it is written; `None` only for a transaction without any.
+    pub fn first_key(&self) -> Option<&[u8]> {
+        match self {
+            Op::Range(range) => Some(range.keys.bounds().0),
+            Op::Put(put) => Some(&put.key),
+            Op::Delete(delete) => Some(delete.keys.bounds().0),
+            Op::Txn(txn) => {
+                let compared = txn.compare.first().map(|compare| compare.keys.bounds().0);
+                compared.or_else(|| txn.success.iter().chain(&txn.failure).find_map(Op::first_key))
+            }
+        }
+    }
+
     /// Calls `f` with every key that a put in it names (both branches, nested ones).
     pub fn for_each_put<'a>(&'a self, f: &mut dyn FnMut(&'a Put)) {
         match self {

@@ -77,6 +77,11 @@ impl<S: Store> Reader<S> {
         self.shared.shards().values().map(|shard| shard.info.clone()).collect()
     }
 
+    /// The shards that the group holds and their epochs, by id. Cheaper than [`Reader::shards`].
+    pub fn epochs(&self) -> Vec<(ShardId, Epoch)> {
+        self.shared.shards().values().map(|shard| (shard.info.id, shard.info.epoch)).collect()
+    }
+
     /// Reads a range or a transaction that only reads, exactly at `at`, over the named shards; keys
     /// outside of them are left out. A range with a revision of its own reads at that one. The
     /// caller has checked that the revisions are complete here, and that it may serve the read.

@@ -1,9 +1,10 @@
 //! What gateways ask groups' leaders, and what those answer. In one process these are passed as
 //! values; between processes they travel, batched, on one stream (see [`crate::codec`]).
 
-use crate::map::ShardMap;
+use crate::map::{ShardChange, ShardMap};
 use crate::ops::{Op, OpResult};
 use crate::types::{Epoch, MoveId, Revision, ShardId};
+use bytes::Bytes;
 use paxos::{GroupId, NodeId};
 use serde::{Deserialize, Serialize};
 
@@ -99,17 +100,15 @@ pub enum RequestBody {
         /// The nodes that are to vote in it; its present ones call a change off.
         members: Vec<NodeId>,
     },
-    /// To the shardmaster group: log that a shard is to move ([`ReplyBody::Move`]).
-    MoveShard {
+    /// To the shardmaster group: log that shards are to move, or to be cut anew ([`ReplyBody::Move`], but
+    /// [`ReplyBody::Logged`] where a move is called off).
+    ChangeShards(ShardChange),
+    /// To the leader of a shard's group: where is its middle ([`ReplyBody::Middle`])?
+    Middle {
         /// The shard.
         shard: ShardId,
-        /// To which group.
-        to: GroupId,
-    },
-    /// To the shardmaster group: log that a move is called off ([`ReplyBody::Logged`]).
-    CancelMove {
-        /// Which.
-        mv: MoveId,
+        /// The epoch that the asker believes in.
+        epoch: Epoch,
     },
     /// To the shardmaster group: a new node asks for its id ([`ReplyBody::Node`]). Asked again with the same
     /// incarnation, it is given the same.
@@ -189,8 +188,11 @@ pub enum ReplyBody {
     Logged,
     /// Of [`RequestBody::AddNode`]: the node's id.
     Node(NodeId),
-    /// Of [`RequestBody::MoveShard`]: the move's id.
+    /// Of [`RequestBody::ChangeShards`]: the id of the move, split or merge.
     Move(MoveId),
+    /// Of [`RequestBody::Middle`]: the key that has about half of the shard's bytes before it; `None` where no key but
+    /// the first could be that.
+    Middle(Option<Bytes>),
     /// Of [`RequestBody::CurrentRevision`].
     Current {
         /// The newest number handed out.

@@ -9,7 +9,7 @@ use crate::key::LATEST;
 use crate::map::ShardInfo;
 use crate::ops::KeyValue;
 use crate::record;
-use crate::state::{Meta, OwnedShard};
+use crate::state::{Meta, OwnedShard, Stretch};
 use crate::types::{MoveId, Revision, SpaceId};
 use bytes::Bytes;
 use paxos::Slot;
@@ -38,7 +38,7 @@ impl Seed {
             // Sessions of the cluster that was backed up, all of them born earlier, must not find an empty table
             // and execute anew; those of this cluster are born at the floor.
             evicted: Revision(floor.0.saturating_sub(1)),
-            space: SPACE,
+            stretches: vec![Stretch { start: shard.bounds.start.clone(), space: SPACE }],
             since: Slot(0),
             stayed: MoveId(0),
             out: None,

@@ -199,6 +199,38 @@ impl Sessions {
         self.tables.entry(shard).or_default().evicted = evicted;
     }
 
+    /// Fills the empty table of a shard with what other shards' sessions have done, in the order of revisions, and
+    /// stored in the row of `row`. Keeps the stricter marks, and evicts where there are too many. The eviction floor,
+    /// and what is to be stored.
+    pub(crate) fn adopt(
+        &mut self,
+        shard: ShardId,
+        outcomes: Vec<Executed>,
+        evicted: Revision,
+        row: Slot,
+    ) -> (Revision, Vec<Executed>) {
+        // As in a reload (see `restore`): the newest outcome tells a session's birth and its last use.
+        let newest: BTreeMap<u128, (Revision, Revision)> =
+            outcomes.iter().map(|it| (it.tag.session, (it.revision, it.tag.born))).collect();
+        let mut uses: Vec<Revision> = newest.values().map(|(last_use, _)| *last_use).collect();
+        uses.sort_unstable();
+        let surplus = uses.len().saturating_sub(self.limits.sessions_max);
+        let evicted = surplus.checked_sub(1).map_or(evicted, |last| evicted.max(uses[last]));
+        let mut known = BTreeSet::new();
+        let mut kept = Vec::new();
+        for executed in outcomes {
+            let (last_use, born) = newest[&executed.tag.session];
+            let first = known.insert((executed.tag.session, executed.tag.sequence));
+            if first && last_use > evicted && executed.revision >= born {
+                let executed = Executed { shard, ..executed };
+                self.insert(&executed, row);
+                kept.push(executed);
+            }
+        }
+        self.set_evicted(shard, evicted);
+        (evicted, kept)
+    }
+
     /// Forgets a shard.
     pub(crate) fn forget(&mut self, shard: ShardId) {
         let table = self.tables.remove(&shard).unwrap_or_default();
@@ -209,8 +241,8 @@ impl Sessions {
 
     /// What is recorded of a shard above `after`, in the order of revisions.
     pub(crate) fn export_shard(&self, shard: ShardId, after: Revision) -> Vec<Executed> {
-        let all = self.export().into_iter().flat_map(|(_, row)| row);
-        let mut found: Vec<Executed> = all.filter(|it| it.shard == shard && it.revision > after).collect();
+        let table = self.tables.get(&shard).into_iter().flat_map(|table| exported(shard, table));
+        let mut found: Vec<Executed> = table.map(|(_, it)| it).filter(|it| it.revision > after).collect();
         found.sort_by_key(|executed| executed.revision);
         found
     }
@@ -253,20 +285,25 @@ impl Sessions {
     /// Everything kept, by the slot of its row, for an image.
     pub(crate) fn export(&self) -> Vec<(Slot, Vec<Executed>)> {
         let mut rows: BTreeMap<Slot, Vec<Executed>> = BTreeMap::new();
-        for (shard, table) in &self.tables {
-            for (session, state) in &table.sessions {
-                for (sequence, recorded) in &state.outcomes {
-                    let low_water = state.low_water.min(*sequence);
-                    let tag = SessionTag { session: *session, born: state.born, sequence: *sequence, low_water };
-                    let Recorded { revision, path, row } = recorded.clone();
-                    rows.entry(row).or_default().push(Executed { shard: *shard, tag, revision, path });
-                }
-            }
+        for (row, executed) in self.tables.iter().flat_map(|(shard, table)| exported(*shard, table)) {
+            rows.entry(row).or_default().push(executed);
         }
         // Within a row in the order of execution, as apply wrote them.
         rows.values_mut().for_each(|row| row.sort_by_key(|executed| executed.revision));
         rows.into_iter().collect()
     }
+}
+
+/// What a table keeps, each with its row.
+fn exported(shard: ShardId, table: &Table) -> impl Iterator<Item = (Slot, Executed)> {
+    table.sessions.iter().flat_map(move |(session, state)| {
+        state.outcomes.iter().map(move |(sequence, recorded)| {
+            let low_water = state.low_water.min(*sequence);
+            let tag = SessionTag { session: *session, born: state.born, sequence: *sequence, low_water };
+            let Recorded { revision, path, row } = recorded.clone();
+            (row, Executed { shard, tag, revision, path })
+        })
+    })
 }
 
 #[cfg(test)]

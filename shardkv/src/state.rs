@@ -1,18 +1,28 @@
 //! What a group knows beside its keys, the rows that hold it, and what its threads share.
 
 use crate::codec;
-use crate::key::{GroupKeys, SpaceKeys};
+use crate::key::GroupKeys;
 use crate::moving::{Incoming, Outgoing};
 use crate::sessions::{Executed, SessionLimits, Sessions};
 use crate::store::{Store, StoreError, View};
 use crate::territory::{Part, Territory};
 use crate::types::{Bounds, Epoch, MoveId, Revision, ShardId, SpaceId};
+use bytes::Bytes;
 use paxos::{Configuration, Slot};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+/// From its start to the start of the next one, or to the end of the shard, a shard's rows lie in one space.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stretch {
+    /// The first key.
+    pub start: Bytes,
+    /// The space, on this node.
+    pub space: SpaceId,
+}
 
 /// A shard as its group holds it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,8 +37,8 @@ pub struct OwnedShard {
     pub floor: Revision,
     /// Sessions last used at or below this were evicted.
     pub evicted: Revision,
-    /// Where its rows lie on this node.
-    pub space: SpaceId,
+    /// Where its rows lie on this node, by key; more than one stretch only where shards were merged.
+    pub stretches: Vec<Stretch>,
     /// Session outcomes in rows below this slot are not of this time here.
     pub since: Slot,
     /// The last move that has ended with the shard staying here.
@@ -38,6 +48,18 @@ pub struct OwnedShard {
 }
 
 impl OwnedShard {
+    /// Each stretch with the keys in it.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = (Bounds, SpaceId)> {
+        let ends = self.stretches.iter().skip(1).map(|next| Some(next.start.clone()));
+        let ends = ends.chain(std::iter::once(self.bounds.end.clone()));
+        self.stretches.iter().zip(ends).map(|(it, end)| (Bounds { start: it.start.clone(), end }, it.space))
+    }
+
+    /// The spaces that hold its rows.
+    pub(crate) fn spaces(&self) -> impl Iterator<Item = SpaceId> {
+        self.stretches.iter().map(|stretch| stretch.space)
+    }
+
     /// History from here on must not be collected.
     pub(crate) fn kept_from(&self) -> Revision {
         self.out.as_ref().map_or(self.floor, |out| out.kept_from)
@@ -69,14 +91,14 @@ pub(crate) struct Shard {
 
 impl Shard {
     pub(crate) fn new(info: OwnedShard, keys: &GroupKeys) -> Shard {
-        let part = part(&info, keys.space(info.space));
-        Shard { info, territory: Arc::new(Territory::new(vec![part])) }
+        let territory = Arc::new(Territory::new(parts(&info, keys).collect()));
+        Shard { info, territory }
     }
 }
 
-fn part(info: &OwnedShard, space: SpaceKeys) -> Part {
+fn parts<'a>(info: &'a OwnedShard, keys: &'a GroupKeys) -> impl Iterator<Item = Part> {
     let frozen = info.out.as_ref().and_then(|out| out.frozen);
-    Part { bounds: info.bounds.clone(), space, floor: info.floor, frozen }
+    info.parts().map(move |(bounds, space)| Part { bounds, space: keys.space(space), floor: info.floor, frozen })
 }
 
 pub(crate) type Shards = BTreeMap<ShardId, Shard>;
@@ -98,7 +120,7 @@ pub(crate) fn territory_of(
     match owned[..] {
         [only] => Some(Arc::clone(&only.territory)),
         _ => {
-            let parts = owned.iter().map(|shard| part(&shard.info, keys.space(shard.info.space)));
+            let parts = owned.iter().flat_map(|shard| parts(&shard.info, keys));
             Some(Arc::new(Territory::new(parts.collect())))
         }
     }
@@ -251,7 +273,10 @@ impl<S: Store> Shared<S> {
     /// Before rows of shards that go are deleted: whoever is reading them finds, when it has read, that they are gone.
     pub(crate) fn unpublish_dropped(&self, state: &State) {
         let mut shards = Shards::clone(&self.shards());
-        shards.retain(|id, shard| state.shards.get(id).is_some_and(|now| now.info.space == shard.info.space));
+        let same = |now: &OwnedShard, then: &OwnedShard| {
+            (now.epoch, &now.bounds, &now.stretches) == (then.epoch, &then.bounds, &then.stretches)
+        };
+        shards.retain(|id, shard| state.shards.get(id).is_some_and(|now| same(&now.info, &shard.info)));
         *self.published.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(shards);
     }
 

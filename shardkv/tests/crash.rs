@@ -208,7 +208,8 @@ fn an_install_that_is_cut_short_anywhere_leaves_the_old_state_or_the_new() {
 
 /// One space is left, the one that the shard names.
 fn assert_no_leftovers<S: Store>(group: &DataGroup<S>, store: &MemoryStore) {
-    let named: Vec<u64> = group.shards().iter().map(|shard| shard.space.0).collect();
+    let named: Vec<u64> =
+        group.shards().iter().flat_map(|shard| &shard.stretches).map(|stretch| stretch.space.0).collect();
     let mut found = std::collections::BTreeSet::new();
     // The layout's prefix of a space's rows: group 2, kind 0x10, then the space's number.
     let rows = RowRange::prefix(&[1, 2, 0x10]);

@@ -2,80 +2,28 @@
 //! restarted; a third group that has the same shard and never moves it says what must be there.
 #![allow(clippy::unwrap_used)]
 
+mod replica;
+
 use bytes::Bytes;
-use paxos::{GroupId, Slot, StateMachine};
-use shardkv::command::{Batch, Command, Outcome};
+use paxos::{Slot, StateMachine};
+use replica::{Chance, Replica};
+use shardkv::command::{Command, Outcome};
 use shardkv::ops::{Delete, Op, Put, Range};
 use shardkv::request::SessionTag;
 use shardkv::types::{Bounds, Epoch, Keys, MoveId, Revision, ShardId};
-use shardkv::{DataGroup, MemoryStore, ReadError, codec};
-use std::sync::Arc;
+use shardkv::{MemoryStore, ReadError};
 
 const SHARD: ShardId = ShardId(2);
 /// Shares the space of the first group with the one that moves.
 const NEIGHBOUR: ShardId = ShardId(1);
 const ACTIVATED: u64 = 2;
 
-struct Chance(u64);
-
-impl Chance {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        (mixed ^ mixed >> 27) % n
-    }
-}
-
 fn bounds() -> Bounds {
     Bounds { start: "h".into(), end: Some("p".into()) }
 }
 
-/// A replica and its log.
-struct Replica {
-    id: GroupId,
-    store: Arc<MemoryStore>,
-    group: DataGroup<MemoryStore>,
-    boot: u64,
-}
-
-impl Replica {
-    fn new(id: u64) -> Replica {
-        let (id, store) = (GroupId(id), Arc::new(MemoryStore::new()));
-        let group = DataGroup::open(store.clone(), id, 1).unwrap();
-        Replica { id, store, group, boot: 1 }
-    }
-
-    fn apply(&mut self, commands: Vec<Command>) -> Vec<Outcome> {
-        let slot = self.group.applied().next();
-        self.group.apply(&[(slot, codec::encode(&Batch { commands }))]).unwrap().remove(0)
-    }
-
-    fn one(&mut self, command: Command) -> Outcome {
-        self.apply(vec![command]).remove(0)
-    }
-
-    fn restart(&mut self) {
-        self.boot += 1;
-        self.group = DataGroup::open(self.store.clone(), self.id, self.boot).unwrap();
-    }
-
-    /// Another replica of the group, by an image, takes this one's place. Whether the image could be read.
-    fn replace(&mut self) {
-        let (hash, fresh) = (self.group.hash(), Replica::new(self.id.0));
-        let mut fresh = Replica { boot: self.boot, ..fresh };
-        let mut source = self.group.snapshot().unwrap();
-        let mut sink = fresh.group.begin_install().unwrap();
-        while let Some(piece) = source.next_piece(200).unwrap() {
-            sink.piece(piece).unwrap();
-        }
-        fresh.group.finish_install(sink).unwrap();
-        assert_eq!(fresh.group.hash(), hash);
-        *self = fresh;
-    }
-
-    fn epoch(&self) -> Option<Epoch> {
-        self.group.shards().iter().find(|shard| shard.id == SHARD).map(|shard| shard.epoch)
-    }
+fn epoch_of(replica: &Replica) -> Option<Epoch> {
+    replica.group.shards().iter().find(|shard| shard.id == SHARD).map(|shard| shard.epoch)
 }
 
 struct World {
@@ -261,7 +209,7 @@ impl World {
         assert_eq!(self.groups[to].one(activate), Outcome::Activated);
         self.some_writes();
         self.groups[from].one(Command::Drop { shard, epoch });
-        assert_eq!(self.groups[from].epoch(), None);
+        assert_eq!(epoch_of(&self.groups[from]), None);
         self.compare();
     }
 
@@ -317,7 +265,7 @@ fn a_shard_that_went_does_not_come_to_life_again() {
         let revision = world.stamp();
         let activate = Command::Activate { revision, shard: SHARD, bounds: bounds(), epoch: Epoch(1), by: MoveId(0) };
         assert_eq!(world.groups[0].one(activate), Outcome::WrongShard, "{restarts}");
-        assert_eq!(world.groups[0].epoch(), None);
+        assert_eq!(epoch_of(&world.groups[0]), None);
         match restarts {
             0 => world.groups[0].restart(),
             _ => world.groups[0].replace(),

@@ -8,8 +8,10 @@
 //! - No clock, no randomness, no I/O but the store that the state machine writes itself to.
 
 mod group;
+pub mod load;
 mod moves;
 mod placement;
+mod reshapes;
 mod sequencer;
 mod state;
 

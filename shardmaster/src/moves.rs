@@ -3,14 +3,23 @@
 
 use crate::state::{MasterOutcome, MasterState, refused};
 use paxos::GroupId;
-use shardkv::map::{MoveInfo, SHARDMASTER_GROUP};
+use shardkv::map::{MoveInfo, SHARDMASTER_GROUP, ShardChange};
 use shardkv::types::{Epoch, MoveId, ShardId};
 
 /// Moves under way at the same time, in the whole cluster: each copies a shard over the network.
 const MOVES_MAX: usize = 16;
 
 impl MasterState {
-    pub(crate) fn move_shard(&mut self, id: ShardId, to: GroupId) -> MasterOutcome {
+    pub(crate) fn change_shards(&mut self, change: ShardChange) -> MasterOutcome {
+        match change {
+            ShardChange::Move { shard, to } => self.move_shard(shard, to),
+            ShardChange::CancelMove { mv } => self.cancel_move(mv),
+            ShardChange::Split { shard, at } => self.split_shard(shard, at),
+            ShardChange::Merge { left, right } => self.merge_shards(left, right),
+        }
+    }
+
+    fn move_shard(&mut self, id: ShardId, to: GroupId) -> MasterOutcome {
         let map = &self.map;
         let Some(shard) = map.shard(id) else { return refused(format!("{id} is no shard of the map")) };
         if to == SHARDMASTER_GROUP || map.group(to).is_none() {
@@ -28,18 +37,20 @@ impl MasterState {
         if shard.group == to {
             return refused(format!("{id} is in {to} already"));
         }
+        if map.reshape_to(id).is_some() {
+            return refused(format!("{id} is being split or merged: try again in a moment"));
+        }
         if map.moves.len() >= MOVES_MAX {
             return refused(format!("{MOVES_MAX} shards are moving already: wait for one of them"));
         }
         let (from, epoch) = (shard.group, shard.epoch);
-        let mv = MoveId(self.map.last_move.0 + 1);
-        self.map.last_move = mv;
+        let mv = self.next_change();
         self.map.moves.push(MoveInfo { id: mv, shard: id, from, epoch, to });
         self.map.version += 1;
         MasterOutcome::Move(mv)
     }
 
-    pub(crate) fn cancel_move(&mut self, mv: MoveId) -> MasterOutcome {
+    fn cancel_move(&mut self, mv: MoveId) -> MasterOutcome {
         if mv > self.map.last_move {
             return refused(format!("there was no move {}", mv.0));
         }
@@ -99,11 +110,19 @@ mod tests {
         (shard.group, shard.epoch, shard.by)
     }
 
+    fn start(state: &mut MasterState, to: GroupId) -> MasterOutcome {
+        state.apply(MasterCommand::ChangeShards(ShardChange::Move { shard: SHARD, to }))
+    }
+
+    fn cancel(state: &mut MasterState) -> MasterOutcome {
+        state.apply(MasterCommand::ChangeShards(ShardChange::CancelMove { mv: MoveId(1) }))
+    }
+
     #[test]
     fn a_shard_changes_hands_once_it_has_arrived() {
         let mut state = state();
-        assert_eq!(state.apply(MasterCommand::MoveShard { shard: SHARD, to: D }), MasterOutcome::Move(MoveId(1)));
-        assert_eq!(state.apply(MasterCommand::MoveShard { shard: SHARD, to: D }), MasterOutcome::Move(MoveId(1)));
+        assert_eq!(start(&mut state, D), MasterOutcome::Move(MoveId(1)));
+        assert_eq!(start(&mut state, D), MasterOutcome::Move(MoveId(1)));
         assert_eq!(owner(&state), (S, Epoch(1), MoveId(0)));
         state.apply(MasterCommand::Arrived { mv: MoveId(1) });
         assert_eq!(owner(&state), (D, Epoch(2), MoveId(1)));
@@ -111,18 +130,18 @@ mod tests {
         let version = state.map.version;
         state.apply(MasterCommand::Arrived { mv: MoveId(1) });
         assert_eq!(state.map.version, version, "said twice");
-        assert!(matches!(state.apply(MasterCommand::CancelMove { mv: MoveId(1) }), MasterOutcome::Failed(_)));
-        assert_eq!(state.apply(MasterCommand::MoveShard { shard: SHARD, to: S }), MasterOutcome::Move(MoveId(2)));
+        assert!(matches!(cancel(&mut state), MasterOutcome::Failed(_)));
+        assert_eq!(start(&mut state, S), MasterOutcome::Move(MoveId(2)));
     }
 
     #[test]
     fn a_move_that_was_called_off_cannot_come_true() {
         let mut state = state();
-        state.apply(MasterCommand::MoveShard { shard: SHARD, to: D });
-        assert_eq!(state.apply(MasterCommand::CancelMove { mv: MoveId(1) }), MasterOutcome::Applied);
+        start(&mut state, D);
+        assert_eq!(cancel(&mut state), MasterOutcome::Applied);
         state.apply(MasterCommand::Arrived { mv: MoveId(1) });
         assert_eq!(owner(&state), (S, Epoch(1), MoveId(0)));
-        assert_eq!(state.apply(MasterCommand::MoveShard { shard: SHARD, to: D }), MasterOutcome::Move(MoveId(2)));
+        assert_eq!(start(&mut state, D), MasterOutcome::Move(MoveId(2)));
         state.apply(MasterCommand::Arrived { mv: MoveId(1) });
         assert_eq!(owner(&state), (S, Epoch(1), MoveId(0)), "it was another one that arrived");
     }
@@ -131,9 +150,9 @@ mod tests {
     fn what_makes_no_sense_is_refused() {
         let mut state = state();
         for (shard, to) in [(SHARD, S), (SHARD, SHARDMASTER_GROUP), (SHARD, GroupId(9)), (ShardId(9), D)] {
-            let outcome = state.apply(MasterCommand::MoveShard { shard, to });
+            let outcome = state.apply(MasterCommand::ChangeShards(ShardChange::Move { shard, to }));
             assert!(matches!(outcome, MasterOutcome::Failed(_)), "{shard} to {to}: {outcome:?}");
         }
-        assert!(matches!(state.apply(MasterCommand::CancelMove { mv: MoveId(1) }), MasterOutcome::Failed(_)));
+        assert!(matches!(cancel(&mut state), MasterOutcome::Failed(_)));
     }
 }

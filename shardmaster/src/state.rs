@@ -2,9 +2,9 @@
 
 use paxos::{ConfigId, GroupId, NodeId};
 use serde::{Deserialize, Serialize};
-use shardkv::map::{NodeInfo, ShardMap};
+use shardkv::map::{NodeInfo, ShardChange, ShardMap};
 use shardkv::request::OpError;
-use shardkv::types::{MoveId, Revision, ShardId};
+use shardkv::types::{MoveId, Revision};
 use std::collections::BTreeMap;
 
 /// Replicas of one group at most: more would make every write wait for more, and survive little more.
@@ -60,22 +60,17 @@ pub enum MasterCommand {
         /// Whether it has begun: a majority of them has everything. Else the stop-sign is decided, no more.
         begun: bool,
     },
-    /// A shard is to move to another group.
-    MoveShard {
-        /// The shard.
-        shard: ShardId,
-        /// Where to.
-        to: GroupId,
-    },
-    /// A move is called off, if it is not over.
-    CancelMove {
-        /// Which.
-        mv: MoveId,
-    },
+    /// Shards are to move, or to be cut anew.
+    ChangeShards(ShardChange),
     /// All of a shard is where it moves to: from now on it belongs there.
     Arrived {
         /// By this move.
         mv: MoveId,
+    },
+    /// A group has carried out a split or a merge.
+    Reshaped {
+        /// Which.
+        by: MoveId,
     },
     /// The sequencer may hand out numbers up to this one.
     Reserve {
@@ -97,7 +92,7 @@ pub enum MasterOutcome {
     Applied,
     /// The id of the node that has joined.
     Node(NodeId),
-    /// The move that was planned, or was already.
+    /// The move, split or merge that was planned, or was already.
     Move(MoveId),
     /// Refused with nothing done.
     Failed(OpError),
@@ -138,6 +133,7 @@ impl MasterState {
                 }
                 self.map = *map;
                 self.map.version = self.map.version.max(1);
+                self.map.last_shard = self.map.shards.iter().map(|shard| shard.id).max().unwrap_or_default();
                 MasterOutcome::Applied
             }
             MasterCommand::Register(info) => match self.map.nodes.iter_mut().find(|node| node.id == info.id) {
@@ -172,9 +168,9 @@ impl MasterState {
             MasterCommand::Configured { group, config, members, begun } => {
                 self.configured(group, config, members, begun)
             }
-            MasterCommand::MoveShard { shard, to } => self.move_shard(shard, to),
-            MasterCommand::CancelMove { mv } => self.cancel_move(mv),
+            MasterCommand::ChangeShards(change) => self.change_shards(change),
             MasterCommand::Arrived { mv } => self.arrived(mv),
+            MasterCommand::Reshaped { by } => self.reshaped(by),
             MasterCommand::Reserve { up_to } => {
                 self.reserved_up_to = self.reserved_up_to.max(up_to);
                 MasterOutcome::Applied

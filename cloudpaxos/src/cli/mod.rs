@@ -150,6 +150,19 @@ Examples:
 Example, with the number that `cloudpaxos shards moves` shows:
   cloudpaxos shards cancel 7")]
     Cancel(shards::CancelOptions),
+    /// Cut a shard into two, in the same group; no data is copied.
+    ///
+    /// Clients notice a moment at most: what they ask meanwhile is asked again by the gateways.
+    #[command(after_help = "\
+Examples, at a key, and in the middle:
+  cloudpaxos shards split 2 --at /users/m
+  cloudpaxos shards split 2")]
+    Split(shards::SplitOptions),
+    /// Make one shard of two neighbours in the same group; no data is copied.
+    #[command(after_help = "\
+Example:
+  cloudpaxos shards merge 2 5")]
+    Merge(shards::MergeOptions),
 }
 
 /// How to show an answer.
@@ -226,6 +239,8 @@ pub fn dispatch(cli: Cli, matches: &ArgMatches) -> Result<(), Failure> {
         Command::Shards(ShardsCommand::Move(options)) => block_on(shards::start_move(options)),
         Command::Shards(ShardsCommand::Moves(options)) => block_on(shards::moves(options)),
         Command::Shards(ShardsCommand::Cancel(options)) => block_on(shards::cancel(options)),
+        Command::Shards(ShardsCommand::Split(options)) => block_on(shards::split(options)),
+        Command::Shards(ShardsCommand::Merge(options)) => block_on(shards::merge(options)),
         Command::Groups(command) => block_on(groups::run(command)),
         Command::Nodes(command) => block_on(nodes::run(command)),
         Command::Backup(command) => block_on(backup::run(command)),

@@ -1,4 +1,4 @@
-//! `cloudpaxos shards move|moves|cancel`: shards change their groups while they serve.
+//! `cloudpaxos shards move|moves|cancel|split|merge`: shards change while they serve.
 
 use super::ClientOptions;
 use super::client::Client;
@@ -8,8 +8,8 @@ use crate::failure::Failure;
 use clap::Args;
 use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressStyle};
 use proto::admin::{
-    CancelMoveRequest, Move, MoveReport, MoveShardRequest, MoveStage, MovesListRequest, MovesListResponse,
-    ShardsListRequest,
+    CancelMoveRequest, MergeShardsRequest, Move, MoveReport, MoveShardRequest, MoveStage, MovesListRequest,
+    MovesListResponse, ShardsListRequest, SplitShardRequest,
 };
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -38,6 +38,32 @@ pub struct CancelOptions {
     id: u64,
     #[command(flatten)]
     client: ClientOptions,
+}
+
+/// A shard that becomes two.
+#[derive(Args, Clone, Debug)]
+pub struct SplitOptions {
+    /// The shard's number; `cloudpaxos shards list` has it.
+    #[arg(value_name = "SHARD")]
+    shard: u64,
+    /// The first key of the new shard. Without it, the new shard gets about half of the bytes.
+    #[arg(long, value_name = "KEY", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    at: Option<String>,
+    #[command(flatten)]
+    change: ChangeOptions,
+}
+
+/// Two shards that become one.
+#[derive(Args, Clone, Debug)]
+pub struct MergeOptions {
+    /// The shard with the lower keys, whose number stays.
+    #[arg(value_name = "LEFT")]
+    left: u64,
+    /// The shard that begins where the other one ends.
+    #[arg(value_name = "RIGHT")]
+    right: u64,
+    #[command(flatten)]
+    change: ChangeOptions,
 }
 
 async fn list(client: &Client) -> Result<MovesListResponse, Failure> {
@@ -162,5 +188,54 @@ async fn over(client: &Client, options: &MoveOptions, id: u64, elapsed: Duration
             "move {id} is over, and shard {} is in group {owner}: it was called off, or the shard has moved again",
             options.shard
         ))),
+    }
+}
+
+/// `cloudpaxos shards split`.
+pub(super) async fn split(options: SplitOptions) -> Result<(), Failure> {
+    let client = options.change.client.client()?;
+    let at = options.at.unwrap_or_default().into_bytes().into();
+    let request = SplitShardRequest { shard: options.shard, at };
+    let done = client.admin(async |admin| admin.split_shard(request.clone()).await).await?;
+    let at = done.at.escape_ascii();
+    if options.change.no_wait {
+        return output::line(format!("change {}: shard {} will end before {at}", done.id, options.shard));
+    }
+    wait_for_cut(&client, &options.change, done.id).await?;
+    let answer = client.admin(async |admin| admin.shards_list(ShardsListRequest {}).await).await?;
+    let new = answer.shards.iter().find(|shard| shard.start == done.at).map_or("-".to_owned(), |it| it.id.to_string());
+    output::line(format!("shard {} ends before {at}, where shard {new} begins", options.shard))
+}
+
+/// `cloudpaxos shards merge`.
+pub(super) async fn merge(options: MergeOptions) -> Result<(), Failure> {
+    let client = options.change.client.client()?;
+    let MergeOptions { left, right, change } = options;
+    let request = MergeShardsRequest { left, right };
+    let id = client.admin(async |admin| admin.merge_shards(request).await).await?.id;
+    if change.no_wait {
+        return output::line(format!("change {id}: shard {left} will have the keys of shard {right}, too"));
+    }
+    wait_for_cut(&client, &change, id).await?;
+    output::line(format!("shard {left} has the keys of shard {right}, too, which is no more"))
+}
+
+/// Waits until a group has split or merged its shards.
+async fn wait_for_cut(client: &Client, change: &ChangeOptions, id: u64) -> Result<(), Failure> {
+    let began = Instant::now();
+    loop {
+        // A gateway that restarts meanwhile is no reason to give up.
+        let answer = client.admin(async |admin| admin.shards_list(ShardsListRequest {}).await).await;
+        if answer.is_ok_and(|answer| !answer.changes.contains(&id)) {
+            return Ok(());
+        }
+        if began.elapsed() > change.wait {
+            return Err(Failure::Run(format!(
+                "change {id} is not done after {}; it goes on; the group needs a majority of its replicas, see \
+                 `cloudpaxos status`",
+                humantime::format_duration(change.wait)
+            )));
+        }
+        tokio::time::sleep(LOOK).await;
     }
 }

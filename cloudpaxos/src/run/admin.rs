@@ -148,7 +148,7 @@ impl AdminSource for Source {
         }
     }
 
-    async fn log(&self, call: Call) -> Result<AnswerBody, Status> {
+    async fn call(&self, call: Call) -> Result<AnswerBody, Status> {
         match self.gateway.call(call, CHANGE_TIMEOUT).await {
             Ok(answer) => Ok(answer.body),
             Err(CallError::Failed(OpError::Malformed(why))) => Err(Status::invalid_argument(why)),

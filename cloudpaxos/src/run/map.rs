@@ -3,7 +3,7 @@
 use crate::config::{Genesis, Member, Role};
 use paxos::{GroupId, NodeId};
 use shardkv::map::{GroupInfo, NodeInfo, SHARDMASTER_GROUP, ShardMap};
-use shardkv::types::{MoveId, Revision};
+use shardkv::types::{MoveId, Revision, ShardId};
 use std::collections::BTreeMap;
 
 fn nodes_with(genesis: &Genesis, role: Role) -> Vec<NodeId> {
@@ -53,6 +53,8 @@ pub fn first_map(genesis: &Genesis, addresses: &BTreeMap<NodeId, String>) -> Sha
         shards: shardmaster::initial_shards(&genesis.boundaries, &ids),
         moves: Vec::new(),
         last_move: MoveId(0),
+        reshapes: Vec::new(),
+        last_shard: ShardId(0),
         shardmaster: shardmaster(genesis),
         groups,
         nodes: node_infos(genesis, addresses),

@@ -4,9 +4,10 @@ use bytes::Bytes;
 use proto::admin::admin_server::{Admin, AdminServer};
 use proto::admin::{
     Ballot, CancelMoveRequest, CancelMoveResponse, ChangeMembersRequest, ChangeMembersResponse, DrainNodeRequest,
-    DrainNodeResponse, Group, Move, MoveReport, MoveShardRequest, MoveShardResponse, MoveStage, MovesListRequest,
-    MovesListResponse, Node, RemoveNodeRequest, RemoveNodeResponse, Replica, ReplicaReport, ReplicaState, Shard,
-    ShardsListRequest, ShardsListResponse, StatusRequest, StatusResponse,
+    DrainNodeResponse, Group, MergeShardsRequest, MergeShardsResponse, Move, MoveReport, MoveShardRequest,
+    MoveShardResponse, MoveStage, MovesListRequest, MovesListResponse, Node, RemoveNodeRequest, RemoveNodeResponse,
+    Replica, ReplicaReport, ReplicaState, Shard, ShardsListRequest, ShardsListResponse, SplitShardRequest,
+    SplitShardResponse, StatusRequest, StatusResponse,
 };
 use proto::etcdserverpb::compare::TargetUnion;
 use proto::etcdserverpb::kv_server::{Kv, KvServer};
@@ -231,7 +232,7 @@ impl Admin for Gateway {
 
     async fn shards_list(&self, _: Request<ShardsListRequest>) -> Result<Response<ShardsListResponse>, Status> {
         let shard = Shard { id: 2, start: Bytes::from_static(b"m"), unbounded: true, group: 2, ..Default::default() };
-        Ok(Response::new(ShardsListResponse { shards: vec![shard], ..Default::default() }))
+        Ok(Response::new(ShardsListResponse { shards: vec![shard], changes: vec![9], ..Default::default() }))
     }
 
     async fn change_members(
@@ -253,6 +254,25 @@ impl Admin for Gateway {
         match request.into_inner() {
             MoveShardRequest { shard: 2, .. } => Ok(Response::new(MoveShardResponse { id: 7 })),
             MoveShardRequest { shard, .. } => Err(Status::invalid_argument(format!("s{shard} is no shard of the map"))),
+        }
+    }
+
+    async fn split_shard(&self, request: Request<SplitShardRequest>) -> Result<Response<SplitShardResponse>, Status> {
+        let SplitShardRequest { shard, at } = request.into_inner();
+        match (shard, &at[..]) {
+            (2, b"") => Ok(Response::new(SplitShardResponse { id: 8, at: Bytes::from_static(b"m\x00") })),
+            (2, _) => Ok(Response::new(SplitShardResponse { id: 9, at })),
+            _ => Err(Status::invalid_argument(format!("s{shard} is no shard of the map"))),
+        }
+    }
+
+    async fn merge_shards(
+        &self,
+        request: Request<MergeShardsRequest>,
+    ) -> Result<Response<MergeShardsResponse>, Status> {
+        match request.into_inner() {
+            MergeShardsRequest { left: 1, right: 2 } => Ok(Response::new(MergeShardsResponse { id: 8 })),
+            MergeShardsRequest { left, .. } => Err(Status::invalid_argument(format!("s{left} is no shard of the map"))),
         }
     }
 

@@ -123,7 +123,7 @@ impl AdminSource for Remote {
     async fn map(&self) -> Result<Arc<ShardMap>, AdminError> {
         if self.map.nodes.is_empty() { Err(AdminError::NoMap) } else { Ok(self.map.clone()) }
     }
-    async fn log(&self, call: Call) -> Result<AnswerBody, Status> {
+    async fn call(&self, call: Call) -> Result<AnswerBody, Status> {
         Err(Status::not_found(format!("{call:?}")))
     }
     fn known_revision(&self) -> Revision {

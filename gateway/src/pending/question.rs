@@ -47,6 +47,10 @@ impl Question<'_> {
             },
             Call::Compact { revision, .. } if self.logged => RequestBody::Compact { revision: *revision },
             Call::Compact { revision, .. } => RequestBody::LogCompaction { revision: *revision },
+            Call::Middle { .. } => match share.shards.first() {
+                Some(&(shard, epoch)) => RequestBody::Middle { shard, epoch },
+                None => RequestBody::CurrentRevision,
+            },
             call => call.master_request().unwrap_or(RequestBody::CurrentRevision),
         }
     }

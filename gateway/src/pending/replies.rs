@@ -25,7 +25,10 @@ impl Pending {
             ReplyBody::Node(node) if matches!(self.call, Call::AddNode { .. }) => {
                 Next::Finish(Ok(Answer { revision: cx.core.known, body: AnswerBody::Node(node) }))
             }
-            ReplyBody::Move(mv) if matches!(self.call, Call::MoveShard { .. }) => {
+            ReplyBody::Middle(key) if matches!(self.call, Call::Middle { .. }) => {
+                Next::Finish(Ok(Answer { revision: cx.core.known, body: AnswerBody::Middle(key) }))
+            }
+            ReplyBody::Move(mv) if matches!(self.call, Call::ChangeShards(_)) => {
                 Next::Finish(Ok(Answer { revision: cx.core.known, body: AnswerBody::Move(mv) }))
             }
             ReplyBody::Logged if self.call.master_request().is_some() => {
@@ -53,7 +56,8 @@ impl Pending {
             | ReplyBody::Map(_)
             | ReplyBody::KnownMap { .. }
             | ReplyBody::Node(_)
-            | ReplyBody::Move(_) => self.lost(index, is_current, cx),
+            | ReplyBody::Move(_)
+            | ReplyBody::Middle(_) => self.lost(index, is_current, cx),
         }
     }
 

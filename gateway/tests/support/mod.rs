@@ -81,6 +81,8 @@ impl FakeCluster {
             shards: infos.clone(),
             moves: Vec::new(),
             last_move: MoveId(0),
+            reshapes: Vec::new(),
+            last_shard: ShardId(infos.len() as u64),
             shardmaster: GroupInfo::new(SHARDMASTER_GROUP, vec![NODE]),
             groups: ids.iter().map(|id| GroupInfo::new(*id, vec![NODE])).collect(),
             nodes: vec![node],
@@ -119,8 +121,8 @@ impl FakeCluster {
             RequestBody::ChangeMembers { .. }
             | RequestBody::AddNode { .. }
             | RequestBody::DrainNode { .. }
-            | RequestBody::MoveShard { .. }
-            | RequestBody::CancelMove { .. }
+            | RequestBody::ChangeShards(_)
+            | RequestBody::Middle { .. }
             | RequestBody::RemoveNode { .. } => panic!("nobody changes the cluster here"),
             RequestBody::Compact { revision } => {
                 assert_eq!(self.apply(group, Command::Compact { revision }), Outcome::Compacted);

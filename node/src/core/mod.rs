@@ -8,7 +8,9 @@
 //! The host appends [`Outputs::log`] under [`Outputs::ticket`] and reports [`Input::Durable`]; the
 //! core holds back whatever must not leave before.
 
+mod balancing;
 mod lead;
+mod load;
 mod members;
 mod moves;
 mod reads;
@@ -90,6 +92,8 @@ pub struct Core<S: Store> {
     comings: members::Comings,
     followed: traces::FollowedEntries,
     moving: moves::Moving,
+    meter: load::Meter,
+    balancing: balancing::Balancing,
     scans: BTreeMap<u64, scans::Scan>,
     next_scan: u64,
     reclaim: reclaim::Reclaim,
@@ -120,6 +124,8 @@ impl<S: Store> Core<S> {
             comings: members::Comings::default(),
             followed: traces::FollowedEntries::default(),
             moving: moves::Moving::default(),
+            meter: load::Meter::default(),
+            balancing: balancing::Balancing::default(),
             scans: BTreeMap::new(),
             next_scan: 0,
             reclaim: reclaim::Reclaim::default(),
@@ -280,6 +286,8 @@ impl<S: Store> Core<S> {
             NodeMessage::Fetch(fetch) => self.fetch_asked(now, from, *fetch),
             NodeMessage::Fetched { group, shard, mv, chunk } => self.fetched(now, group, shard, mv, *chunk),
             NodeMessage::Arrived { mv } => self.shard_arrived(now, mv),
+            NodeMessage::Loads(loads) => self.loads_told(now, from, loads),
+            NodeMessage::Reshaped { by } => self.shards_reshaped(now, by),
             NodeMessage::MapReply(map) => self.learn_map(Arc::new(*map)),
             NodeMessage::SnapshotPiece { .. }
             | NodeMessage::SnapshotAck { .. }
@@ -411,6 +419,9 @@ impl<S: Store> Core<S> {
         // A replica that has no vote (yet, or any more) need not hear of every leader.
         let member = |group: &&Group<S>| group.replica.configuration().contains(self.config.me);
         let Some(group) = self.groups.get(&id).filter(member) else { return self.guess_leader(id) };
+        if self.is_outdated(id) {
+            return self.guess_leader(id);
+        }
         let leader = group.replica.leader();
         (leader.node.0 != 0).then_some(leader.node)
     }

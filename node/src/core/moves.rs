@@ -16,13 +16,14 @@ use super::lead::{Lead, Waiter};
 use super::scans::ScanWork;
 use super::{Core, Machine};
 use crate::wire::{Fetch, NodeMessage};
+use paxos::flaw::{self, Flaw};
 use paxos::{GroupId, NodeId, Time};
 use shardkv::OwnedShard;
 use shardkv::command::Command;
-use shardkv::map::{MoveInfo, SHARDMASTER_GROUP, ShardMap};
+use shardkv::map::{MoveInfo, ReshapeInfo, SHARDMASTER_GROUP, ShardInfo, ShardMap};
 use shardkv::moving::{Chunk, Incoming, Position};
 use shardkv::store::Store;
-use shardkv::types::{MoveId, Revision, ShardId};
+use shardkv::types::{Epoch, MoveId, Revision, ShardId};
 use shardmaster::MasterCommand;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -62,8 +63,6 @@ struct Fetching {
     rounds: u32,
     /// The next one asks for the rest.
     finish: bool,
-    /// When the shardmaster was told that all has arrived.
-    told_at: Option<Time>,
     /// How much of the keys has been copied, in thousandths.
     copied: u32,
 }
@@ -90,13 +89,16 @@ pub(super) struct Moving {
     copying: BTreeSet<(GroupId, MoveId)>,
     /// At S: the newest fetch of each move, who asked, and until when it is worth answering.
     asked: BTreeMap<(GroupId, MoveId), (NodeId, Fetch, Time)>,
+    /// When the shardmaster was told of a change, by the group that has made it.
+    told: BTreeMap<(GroupId, MoveId), Time>,
 }
 
 /// What a leader does next about a shard.
 enum Step {
     Log(Command, usize),
     Fetch(MoveInfo, Incoming),
-    Tell(MoveId),
+    /// The shardmaster, which waits for it.
+    Tell(MoveId, NodeMessage),
 }
 
 impl<S: Store> Core<S> {
@@ -108,7 +110,8 @@ impl<S: Store> Core<S> {
         if !lead.ready || lead.is_draining() {
             return;
         }
-        if !reader.is_moving() && !map.moves.iter().any(|planned| [planned.from, planned.to].contains(&id)) {
+        let moves = map.moves.iter().any(|planned| [planned.from, planned.to].contains(&id));
+        if !moves && !reader.is_moving() && !map.reshapes.iter().any(|planned| planned.group == id) {
             return;
         }
         let (owned, arrivals) = (reader.shards(), reader.arrivals());
@@ -118,12 +121,14 @@ impl<S: Store> Core<S> {
         let coming = coming.filter_map(|planned| come(&map, planned, &owned, &arrivals));
         let over = arrivals.iter().filter(|it| !busy(it.id) && is_off(&map, id, it));
         let over = over.map(|it| (it.id, Step::Log(Command::Discard { shard: it.id, mv: it.mv }, 64)));
-        let steps: Vec<(ShardId, Step)> = leaving.chain(over).chain(coming).collect();
+        let cut = map.reshapes.iter().filter(|it| it.group == id && !it.from.iter().any(|shard| busy(shard.id)));
+        let cut = cut.filter_map(|planned| cut_anew(planned, &owned));
+        let steps: Vec<(ShardId, Step)> = leaving.chain(over).chain(coming).chain(cut).collect();
         for (shard, step) in steps {
             match step {
                 Step::Log(command, bytes) => self.log_step(id, shard, command, bytes),
                 Step::Fetch(planned, incoming) => self.fetch(now, &planned, &incoming),
-                Step::Tell(mv) => self.tell_arrived(now, id, mv),
+                Step::Tell(change, message) => self.tell_change(now, id, change, message),
             }
         }
         self.serve_fetches(now, id);
@@ -270,17 +275,18 @@ impl<S: Store> Core<S> {
         self.busy.insert(id);
     }
 
-    /// At D: all of it is here, the shardmaster decides.
-    fn tell_arrived(&mut self, now: Time, id: GroupId, mv: MoveId) {
-        let fetching = self.moving.fetching.entry((id, mv)).or_default();
-        if fetching.told_at.is_some_and(|at| now.since(at) < TELL_AGAIN_MICROS) {
+    /// All of a shard is here, or shards were cut anew: the shardmaster is told until its map says that it knows.
+    fn tell_change(&mut self, now: Time, id: GroupId, change: MoveId, message: NodeMessage) {
+        let told = self.moving.told.get(&(id, change));
+        if told.is_some_and(|at| now.since(*at) < TELL_AGAIN_MICROS) {
             return;
         }
-        fetching.told_at = Some(now);
-        match self.leader_of(SHARDMASTER_GROUP) {
-            Some(leader) if leader == self.config.me => self.shard_arrived(now, mv),
-            Some(leader) => self.out.send.push((leader, NodeMessage::Arrived { mv })),
-            None => {}
+        let Some(leader) = self.leader_of(SHARDMASTER_GROUP) else { return };
+        self.moving.told.insert((id, change), now);
+        match message {
+            NodeMessage::Arrived { mv } if leader == self.config.me => self.shard_arrived(now, mv),
+            NodeMessage::Reshaped { by } if leader == self.config.me => self.shards_reshaped(now, by),
+            message => self.out.send.push((leader, message)),
         }
     }
 
@@ -288,6 +294,14 @@ impl<S: Store> Core<S> {
     pub(super) fn shard_arrived(&mut self, now: Time, mv: MoveId) {
         if self.map.move_of(mv).is_some() && self.ready_lead(SHARDMASTER_GROUP).is_ok() {
             self.propose_master(now, Waiter::Nobody, &MasterCommand::Arrived { mv });
+        }
+    }
+
+    /// At the shardmaster: a group has split or merged its shards.
+    pub(super) fn shards_reshaped(&mut self, now: Time, by: MoveId) {
+        let planned = self.map.reshapes.iter().any(|planned| planned.id == by);
+        if planned && self.ready_lead(SHARDMASTER_GROUP).is_ok() {
+            self.propose_master(now, Waiter::Nobody, &MasterCommand::Reshaped { by });
         }
     }
 
@@ -316,6 +330,8 @@ impl<S: Store> Core<S> {
         let map = self.map.clone();
         self.moving.fetching.retain(|(_, mv), _| !map.is_over(*mv));
         self.moving.asked.retain(|(_, mv), _| !map.is_over(*mv));
+        let waits = |by| !map.is_over(by) || map.reshapes.iter().any(|planned| planned.id == by);
+        self.moving.told.retain(|(_, change), _| waits(*change));
         for ((id, _), fetching) in &mut self.moving.fetching {
             if fetching.waits_until.is_none() && fetching.not_before.0 > 0 && fetching.not_before <= now {
                 fetching.not_before = Time(0);
@@ -328,12 +344,16 @@ impl<S: Store> Core<S> {
 /// What S does next about a shard that it has.
 fn leave(map: &ShardMap, id: GroupId, shard: &OwnedShard) -> Option<(ShardId, Step)> {
     let log = |command| Some((shard.id, Step::Log(command, 64)));
-    let known = map.shard(shard.id)?;
-    if known.epoch > shard.epoch && known.group != id {
-        return log(Command::Drop { shard: shard.id, epoch: known.epoch });
-    }
-    if known.epoch != shard.epoch || known.group != id {
-        return None;
+    let ours = |known: &&ShardInfo| known.group == id && (known.id, known.epoch) == (shard.id, shard.epoch);
+    if !map.uncut().any(|known| ours(&known)) {
+        return match map.shard(shard.id) {
+            Some(known) if known.epoch > shard.epoch && known.group != id => {
+                log(Command::Drop { shard: shard.id, epoch: known.epoch })
+            }
+            // It went to another group and was merged there. (One that the map has not heard of may be new.)
+            None if shard.id <= map.last_shard => log(Command::Drop { shard: shard.id, epoch: Epoch(u64::MAX) }),
+            Some(_) | None => None,
+        };
     }
     let out = shard.out.as_ref().map(|out| out.mv);
     if let Some(mv) = out.filter(|mv| map.is_over(*mv)) {
@@ -354,7 +374,9 @@ fn come(map: &ShardMap, planned: &MoveInfo, owned: &[OwnedShard], arrivals: &[In
     }
     let step = match arrivals.iter().find(|it| it.id == shard) {
         Some(it) if it.mv > planned.id => return None,
-        Some(it) if it.mv == planned.id && it.is_complete() => Step::Tell(planned.id),
+        Some(it) if it.mv == planned.id && it.is_complete() => {
+            Step::Tell(planned.id, NodeMessage::Arrived { mv: planned.id })
+        }
         Some(it) if it.mv == planned.id => Step::Fetch(planned.clone(), it.clone()),
         Some(_) | None => {
             let bounds = map.shard(shard)?.bounds.clone();
@@ -366,6 +388,28 @@ fn come(map: &ShardMap, planned: &MoveInfo, owned: &[OwnedShard], arrivals: &[In
 
 /// Whether a move to D was called off.
 fn is_off(map: &ShardMap, id: GroupId, incoming: &Incoming) -> bool {
-    let ours = map.shard(incoming.id).is_some_and(|shard| shard.group == id && shard.by == incoming.mv);
-    map.is_over(incoming.mv) && !ours
+    let ours = |shard: &ShardInfo| shard.id == incoming.id && shard.group == id && shard.by == incoming.mv;
+    if flaw::is(Flaw::DiscardWhatIsCut) {
+        return map.is_over(incoming.mv) && !map.shards.iter().any(ours);
+    }
+    map.is_over(incoming.mv) && !map.uncut().any(ours)
+}
+
+/// What the owner of shards does next that are to be cut anew.
+fn cut_anew(planned: &ReshapeInfo, owned: &[OwnedShard]) -> Option<(ShardId, Step)> {
+    let ReshapeInfo { id, from, to, .. } = planned;
+    let has = |shard: &ShardInfo| owned.iter().any(|it| (it.id, it.epoch) == (shard.id, shard.epoch));
+    let first = from.first()?.id;
+    if to.iter().all(has) {
+        return Some((first, Step::Tell(*id, NodeMessage::Reshaped { by: *id })));
+    }
+    // Not before they are all here, and stay.
+    let ready =
+        |shard: &ShardInfo| owned.iter().any(|it| (it.id, it.epoch) == (shard.id, shard.epoch) && it.out.is_none());
+    from.iter().all(ready).then(|| {
+        let bytes = to.iter().map(|shard| shard.bounds.start.len() + 128).sum();
+        let from = from.iter().map(|shard| (shard.id, shard.epoch)).collect();
+        let to = to.iter().map(|shard| (shard.id, shard.bounds.clone(), shard.epoch)).collect();
+        (first, Step::Log(Command::Reshape { by: *id, from, to }, bytes))
+    })
 }

@@ -60,13 +60,13 @@ impl<S: Store> Core<S> {
                 let command = MasterCommand::ChangeMembers { group: *group, members: members.clone() };
                 self.master_asked(now, waiter, &command);
             }
-            RequestBody::MoveShard { shard, to } => {
-                let command = MasterCommand::MoveShard { shard: *shard, to: *to };
+            RequestBody::ChangeShards(change) => {
+                let command = MasterCommand::ChangeShards(change.clone());
                 self.master_asked(now, waiter, &command);
             }
-            RequestBody::CancelMove { mv } => {
-                let command = MasterCommand::CancelMove { mv: *mv };
-                self.master_asked(now, waiter, &command);
+            RequestBody::Middle { shard, epoch } => {
+                let (shard, epoch) = (*shard, *epoch);
+                self.middle_asked(now, waiter, &request, shard, epoch);
             }
             RequestBody::AddNode { cluster, name, incarnation, peer_address, keeps } => {
                 let (cluster, incarnation, keeps) = (*cluster, *incarnation, *keeps);
@@ -179,6 +179,7 @@ impl<S: Store> Core<S> {
                 }
             };
         }
+        self.count_read(&read.request.body);
         self.close_at(id, at);
         let (at, header) = match (op, reader.frozen(shards).filter(|_| serializable)) {
             (Op::Range(range), _) if range.revision > Revision(0) => (range.revision, header),
@@ -198,6 +199,12 @@ impl<S: Store> Core<S> {
         match serializable {
             true => self.answer(waiter, body),
             false => self.release(now, id, read, body),
+        }
+    }
+
+    fn count_read(&mut self, body: &RequestBody) {
+        if let RequestBody::Read { shards, op, .. } = body {
+            self.meter.count(shards.iter().map(|(shard, _)| *shard), op, false);
         }
     }
 

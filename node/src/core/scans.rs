@@ -9,10 +9,11 @@
 use super::lead::Waiter;
 use super::reads::{WaitingRead, explicit_revision, read_failure};
 use super::{Core, Machine};
+use bytes::Bytes;
 use paxos::{GroupId, NodeId, Time};
 use shardkv::moving::{Chunk, Position};
 use shardkv::ops::{Op, OpResult};
-use shardkv::request::{OpError, ReadMode as Freshness, ReplyBody, RequestBody};
+use shardkv::request::{OpError, ReadMode as Freshness, ReplyBody, Request, RequestBody};
 use shardkv::store::Store;
 use shardkv::types::{Epoch, Keys, MoveId, Revision, ShardId};
 use shardkv::{ReadError, Reader};
@@ -55,6 +56,15 @@ pub enum ScanWork {
         /// About how much.
         bytes_max: usize,
     },
+    /// What the group's shards hold, about.
+    Measure,
+    /// The middle of a shard.
+    Middle {
+        /// The shard.
+        shard: ShardId,
+        /// Its epoch.
+        epoch: Epoch,
+    },
 }
 
 /// What a [`ScanJob`] has read.
@@ -64,6 +74,10 @@ pub enum ScanResult {
     Read(OpResult),
     /// Of [`ScanWork::Copy`].
     Copied(Chunk),
+    /// Of [`ScanWork::Middle`].
+    Middle(Option<Bytes>),
+    /// Of [`ScanWork::Measure`]: bytes and keys.
+    Measured(Vec<(ShardId, u64, u64)>),
 }
 
 impl ScanJob {
@@ -84,6 +98,8 @@ impl ScanJob {
             ScanWork::Copy { shard, mv, at, bytes_max } => {
                 reader.chunk(*shard, *mv, at, *bytes_max).map(ScanResult::Copied)
             }
+            ScanWork::Measure => reader.measure().map(ScanResult::Measured),
+            ScanWork::Middle { shard, epoch } => reader.middle(*shard, *epoch).map(ScanResult::Middle),
         };
         (read != Err(ReadError::Stopped)).then_some(read)
     }
@@ -101,6 +117,10 @@ pub(super) enum Scan {
     },
     /// For the leader, on this node, of the group that a shard moves to.
     Copy { from: GroupId, node: NodeId, to: GroupId, shard: ShardId, mv: MoveId },
+    /// For an operator.
+    Middle { waiter: Waiter },
+    /// For the load of this node's shards.
+    Measure { group: GroupId },
 }
 
 /// Whether an operation may read more than it names.
@@ -159,7 +179,9 @@ impl<S: Store> Core<S> {
             (Some(Scan::Read { group, read, header, term }), Some(result)) => {
                 let result = result.and_then(|result| match result {
                     ScanResult::Read(result) => Ok(result),
-                    ScanResult::Copied(_) => Err(ReadError::Malformed("a read that copies".into())),
+                    ScanResult::Copied(_) | ScanResult::Middle(_) | ScanResult::Measured(_) => {
+                        Err(ReadError::Malformed("a read that does something else".into()))
+                    }
                 });
                 self.read_done(now, group, *read, (header, term), result);
             }
@@ -168,14 +190,50 @@ impl<S: Store> Core<S> {
                 match result {
                     Some(Ok(ScanResult::Copied(chunk))) => self.copied(now, node, to, shard, mv, chunk),
                     // The shard has moved on meanwhile, or the piece will be asked for again.
-                    Some(Err(ReadError::WrongShard)) | Some(Ok(ScanResult::Read(_))) | None => {}
+                    Some(Err(ReadError::WrongShard))
+                    | Some(Ok(ScanResult::Read(_) | ScanResult::Middle(_) | ScanResult::Measured(_)))
+                    | None => {}
                     Some(Err(error)) => {
                         tracing::error!(group = %from, %shard, %error, "a piece of a shard that moves cannot be read");
                     }
                 }
             }
+            (Some(Scan::Middle { waiter }), Some(result)) => {
+                let body = match result {
+                    Ok(ScanResult::Middle(middle)) => ReplyBody::Middle(middle),
+                    Ok(ScanResult::Read(_) | ScanResult::Copied(_) | ScanResult::Measured(_)) => ReplyBody::WrongShard,
+                    Err(error) => read_failure(error),
+                };
+                self.answer(waiter, body);
+            }
+            (Some(Scan::Measure { group }), result) => {
+                let stored = match result {
+                    Some(Ok(ScanResult::Measured(stored))) => Some(stored),
+                    Some(Err(error)) => {
+                        tracing::warn!(%group, %error, "shards cannot be measured");
+                        None
+                    }
+                    Some(Ok(_)) | None => None,
+                };
+                self.measured(group, stored);
+            }
             _ => {}
         }
+    }
+
+    /// Has the middle of a shard looked for. It is an estimate: whoever leads may tell.
+    pub(super) fn middle_asked(&mut self, now: Time, waiter: Waiter, request: &Request, shard: ShardId, epoch: Epoch) {
+        let group = request.group;
+        if let Err(refusal) = self.ready_lead(group) {
+            return self.answer(waiter, refusal);
+        }
+        if self.scans.len() >= self.config.limits.scans_max {
+            return self.answer(waiter, ReplyBody::Failed(OpError::Overloaded));
+        }
+        self.next_scan += 1;
+        let (work, expires) = (ScanWork::Middle { shard, epoch }, now.plus(request.patience_micros));
+        self.out.scans.push(ScanJob { number: self.next_scan, group, work, expires });
+        self.scans.insert(self.next_scan, Scan::Middle { waiter });
     }
 
     fn read_done(

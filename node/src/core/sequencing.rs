@@ -46,6 +46,15 @@ impl<S: Store> Core<S> {
         (leader.node.0 != 0).then_some(leader.node)
     }
 
+    /// Whether others know a leader of a group in a later configuration than this node's replica has heard of: that
+    /// may have no member left who could tell it.
+    pub(super) fn is_outdated(&self, id: GroupId) -> bool {
+        let Some(group) = self.groups.get(&id) else { return false };
+        let config = group.replica.configuration().id.max(group.replica.leader().config);
+        let mut statuses = self.config.nodes.iter().filter_map(|node| self.beats.status_of(*node, id));
+        statuses.any(|status| status.leader.config > config)
+    }
+
     /// Begins the term, reserves ahead, serves what waits.
     pub(super) fn sequence(&mut self, now: Time) {
         self.begin_sequencing();
@@ -225,5 +234,58 @@ impl<S: Store> Core<S> {
             Some(_) => self.propose_master(now, waiter, &MasterCommand::Compact { revision }),
             None => self.answer(waiter, ReplyBody::NotLeader { hint: None }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::{CoreConfig, Hosted, Limits, ReadMode};
+    use paxos::election::Status;
+    use paxos::heartbeat::{Heartbeat, Statuses, Timing};
+    use paxos::{Ballot, ConfigId, Configuration, Recovered, Slot, Wire};
+    use shardkv::MemoryStore;
+    use shardkv::map::{NodeInfo, ShardMap};
+    use shardmaster::MasterState;
+    use std::sync::Arc;
+
+    fn ballot(config: u32, round: u64, node: u64) -> Ballot {
+        Ballot { config: ConfigId(config), round, node: NodeId(node), boot: 1 }
+    }
+
+    /// A node has missed that its configuration of the shardmaster's group was sealed, and that the one it follows has
+    /// gone. Others follow a leader of a later one: it asks that one, and for the map.
+    #[test]
+    fn a_leader_of_a_later_configuration_is_believed() {
+        let led = ballot(8, 29, 3);
+        let members = [1, 2, 3].map(NodeId).to_vec();
+        let configuration = Configuration { id: ConfigId(8), members, before: Vec::new() };
+        let recovered = Recovered { promised: led, accepted: led, first_kept: Slot(1), ..Recovered::default() };
+        let machine = Machine::<MemoryStore>::Master(Arc::new(MasterState::default()));
+        let hosted = Hosted { group: SHARDMASTER_GROUP, configuration, recovered, applied: Slot(0), machine };
+        let config = CoreConfig {
+            me: NodeId(1),
+            boot: 1,
+            info: NodeInfo::default(),
+            nodes: [1, 2, 3, 4].map(NodeId).to_vec(),
+            timing: Timing::default(),
+            read_mode: ReadMode::Lease,
+            genesis: ShardMap::default(),
+            dead_after_micros: 0,
+            limits: Limits::default(),
+        };
+        let mut core = Core::new(config, vec![hosted], Time(0));
+        assert_eq!(core.leader_of(SHARDMASTER_GROUP), Some(NodeId(3)));
+        let leader = ballot(10, 32, 4);
+        let status =
+            Status { promised: leader, own: leader, leader, happy: true, config: ConfigId(10), ..Status::default() };
+        let statuses =
+            Statuses { boot: 1, base: 0, version: 1, changed: vec![(SHARDMASTER_GROUP, status)], known: (1, 0) };
+        let ping = Heartbeat::Ping { sequence: 1, statuses };
+        core.message(Time(1), NodeId(4), NodeMessage::Paxos(Wire::Heartbeat(ping)));
+        assert_eq!(core.leader_of(SHARDMASTER_GROUP), Some(NodeId(4)));
+        core.tick(Time(200_000));
+        let out = core.turn(Time(200_000));
+        assert!(out.send.iter().any(|(_, message)| matches!(message, NodeMessage::MapRequest { .. })));
     }
 }

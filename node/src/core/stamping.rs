@@ -43,7 +43,8 @@ fn stamp_commands(batch: Vec<Pending>, first: Revision, asked: Time) -> (Batch, 
             | Command::Drop { .. }
             | Command::Arrive { .. }
             | Command::Import { .. }
-            | Command::Discard { .. } => {}
+            | Command::Discard { .. }
+            | Command::Reshape { .. } => {}
         }
         commands.push(command);
         waiters.push((pending.waiter, pending.index));
@@ -105,6 +106,7 @@ impl<S: Store> Core<S> {
         let trace = request.trace.map(|context| Waiting { context, arrived: now });
         let RequestBody::Write { shard, epoch, also, session, op } = request.body else { return };
         let bytes = approximate_bytes(&op);
+        let counted: Vec<ShardId> = std::iter::once(shard).chain(also.iter().map(|(shard, _)| *shard)).collect();
         let frozen = self.is_frozen(request.group, shard, &also);
         let command = Command::Write { revision: Revision(0), shard, epoch, also, session, op };
         let refusal = match self.ready_lead(request.group).err() {
@@ -122,6 +124,9 @@ impl<S: Store> Core<S> {
             return;
         }
         if let Some(lead) = self.groups.get_mut(&request.group).and_then(|group| group.lead.as_mut()) {
+            if let Command::Write { op, .. } = &command {
+                self.meter.count(counted.into_iter(), op, true);
+            }
             lead.enqueue_traced(waiter, command, bytes, trace);
             self.busy.insert(request.group);
         }

@@ -7,6 +7,7 @@ use paxos::{Ballot, GroupId, NodeId, Slot, Time};
 use shardkv::map::{SHARDMASTER_GROUP, ShardMap};
 use shardkv::store::Store;
 use shardkv::types::Revision;
+use shardmaster::load::ShardLoad;
 use std::sync::Arc;
 
 /// One replica, as its node sees it.
@@ -73,6 +74,8 @@ pub struct CoreStatus {
     pub scans: usize,
     /// Shards that move to groups that are led here.
     pub moves: Vec<MoveStatus>,
+    /// How busy the shards are that are served here.
+    pub loads: Vec<ShardLoad>,
 }
 
 impl<S: Store> Core<S> {
@@ -119,6 +122,7 @@ impl<S: Store> Core<S> {
             no_space: self.no_space,
             scans: self.scans.len(),
             moves: self.moves_here(),
+            loads: self.loads(),
         }
     }
 

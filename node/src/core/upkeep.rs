@@ -33,6 +33,7 @@ impl<S: Store> Core<S> {
             }
         }
         self.tick_transfers(now);
+        self.weigh(now);
         self.follow_placement();
         self.place_replicas(now);
         self.ask_for_map();
@@ -66,7 +67,7 @@ impl<S: Store> Core<S> {
             let (replica, acceptor) = (&group.replica, group.replica.acceptor());
             replica.configuration().contains(self.config.me) && acceptor.accepted() == replica.leader()
         };
-        if self.groups.get(&SHARDMASTER_GROUP).is_some_and(follows) {
+        if self.groups.get(&SHARDMASTER_GROUP).is_some_and(follows) && !self.is_outdated(SHARDMASTER_GROUP) {
             return;
         }
         let have_version = self.map.version;
@@ -93,8 +94,7 @@ impl<S: Store> Core<S> {
             shard.by == MoveId(0) || arrivals.iter().any(|it| it.mv == shard.by && it.is_complete())
         };
         let missing = map
-            .shards
-            .iter()
+            .uncut()
             .filter(|shard| shard.group == id && is_here(shard) && !reader.has_gone(shard.id, shard.epoch))
             .filter(|shard| !owned.iter().any(|owned| owned.id == shard.id && owned.epoch >= shard.epoch));
         for shard in missing {

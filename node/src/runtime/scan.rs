@@ -45,7 +45,7 @@ impl<S: Store> ScanThreads<S> {
         match job.work {
             // A shard may be frozen until it is read.
             ScanWork::Copy { .. } => queue.jobs.push_front((job, reader)),
-            ScanWork::Read { .. } => queue.jobs.push_back((job, reader)),
+            ScanWork::Read { .. } | ScanWork::Middle { .. } | ScanWork::Measure => queue.jobs.push_back((job, reader)),
         }
         drop(queue);
         self.shared.1.notify_one();

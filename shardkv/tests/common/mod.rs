@@ -79,7 +79,8 @@ impl Model {
             | Command::Drop { .. }
             | Command::Arrive { .. }
             | Command::Import { .. }
-            | Command::Discard { .. } => panic!("the model's shards do not move: {command:?}"),
+            | Command::Discard { .. }
+            | Command::Reshape { .. } => panic!("the model's shards do not move: {command:?}"),
             Command::Compact { revision } => {
                 self.floor = self.floor.max(revision.0);
                 Expect::Exactly(Outcome::Compacted)

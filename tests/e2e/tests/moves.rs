@@ -1,4 +1,4 @@
-//! Shards move between groups while clients append to keys in all of them: no request fails, none is lost or
+//! Shards move between groups, are split and merged, while clients append to keys in all of them: no request fails, none is lost or
 //! done twice, no read is stale; not even while nodes are killed.
 
 use e2e::append::append;
@@ -6,14 +6,17 @@ use e2e::client::channel;
 use e2e::cluster::Cluster;
 use e2e::system::{Layout, System};
 use proto::admin::admin_client::AdminClient;
-use proto::admin::{CancelMoveRequest, MoveShardRequest, MovesListRequest, ShardsListRequest};
+use proto::admin::{
+    CancelMoveRequest, MergeShardsRequest, MoveShardRequest, MovesListRequest, Shard, ShardsListRequest,
+    SplitShardRequest,
+};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use tonic::Code;
 use tonic::transport::Channel;
+use tonic::{Code, Status};
 
 const CLIENTS: u64 = 11;
 /// The longest pause between two wishes, in milliseconds.
@@ -23,18 +26,39 @@ const MOVING: Duration = Duration::from_secs(6);
 const STALL_MAX: Duration = Duration::from_secs(5);
 const SEED: u64 = 20_261_129;
 
-/// Wants a random shard in a random group, again and again. How many moves were planned.
+/// Wants something of a random shard: mostly that it moves. The number of the change.
+async fn wish(admin: &mut AdminClient<Channel>, random: &mut StdRng) -> Result<u64, Status> {
+    let shards = admin.shards_list(ShardsListRequest {}).await?.into_inner().shards;
+    let at = random.random_range(0..shards.len());
+    let Shard { id: shard, group, .. } = shards[at];
+    match random.random_range(0..10) {
+        0 | 1 => {
+            let key = vec![random.random_range(b'a'..=b'z'), b'/', b'q'];
+            let holds = |shard: &&Shard| shard.start < key && (shard.unbounded || shard.end > key);
+            let Some(holder) = shards.iter().find(holds).map(|shard| shard.id) else { return Ok(0) };
+            Ok(admin.split_shard(SplitShardRequest { shard: holder, at: key.into() }).await?.get_ref().id)
+        }
+        2 => match shards.get(at + 1).filter(|next| next.group == group) {
+            Some(next) => {
+                Ok(admin.merge_shards(MergeShardsRequest { left: shard, right: next.id }).await?.get_ref().id)
+            }
+            None => Ok(0),
+        },
+        _ => {
+            let wish = MoveShardRequest { shard, group: random.random_range(2..=3) };
+            Ok(admin.move_shard(wish).await?.get_ref().id)
+        }
+    }
+}
+
+/// Wants something again and again. How many changes were planned.
 async fn keep_moving(mut admin: AdminClient<Channel>, stop: Arc<AtomicBool>) -> u64 {
     let mut random = StdRng::seed_from_u64(SEED);
-    let listed = admin.shards_list(ShardsListRequest {}).await.expect("the shards").into_inner();
-    let shards: Vec<u64> = listed.shards.iter().map(|shard| shard.id).collect();
     let mut last = 0;
     while !stop.load(Ordering::Relaxed) {
-        let shard = shards[random.random_range(0..shards.len())];
-        let wish = MoveShardRequest { shard, group: random.random_range(2..=3) };
-        match admin.move_shard(wish).await {
-            Ok(answer) => last = last.max(answer.get_ref().id),
-            // It moves already, or is there already.
+        match wish(&mut admin, &mut random).await {
+            Ok(id) => last = last.max(id),
+            // It changes already, or is there already.
             Err(refused) if refused.code() == Code::InvalidArgument => {}
             // Nobody leads the shardmaster at the moment.
             Err(unavailable) => assert_eq!(unavailable.code(), Code::Unavailable, "{unavailable}"),
@@ -52,10 +76,12 @@ async fn await_rest(admin: &mut AdminClient<Channel>) {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         let moves = admin.moves_list(MovesListRequest {}).await.map(tonic::Response::into_inner);
-        if moves.as_ref().is_ok_and(|moves| moves.moves.is_empty()) {
+        let shards = admin.shards_list(ShardsListRequest {}).await.map(tonic::Response::into_inner);
+        let moved = moves.as_ref().is_ok_and(|moves| moves.moves.is_empty());
+        if moved && shards.as_ref().is_ok_and(|shards| shards.changes.is_empty()) {
             return;
         }
-        assert!(Instant::now() < deadline, "moves do not end: {moves:?}");
+        assert!(Instant::now() < deadline, "changes do not end: {moves:?}, {shards:?}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -79,7 +105,7 @@ async fn move_about(cluster: &mut Cluster, meanwhile: impl AsyncFnOnce(&mut Clus
         longest = longest.max(client.await.expect("no request failed"));
     }
     let appends = done.load(Ordering::Relaxed);
-    eprintln!("{moves} moves, {appends} appends, the longest took {longest:?}");
+    eprintln!("{moves} changes, {appends} appends, the longest took {longest:?}");
     assert!(appends > 500, "{appends} appends");
     (moves, longest)
 }

@@ -115,6 +115,9 @@ impl World {
         if let Some(planned) = map.moves.first() {
             return Some(format!("{planned:?} is not over"));
         }
+        if let Some(planned) = map.reshapes.first() {
+            return Some(format!("{planned:?} is not done"));
+        }
         for (group, _) in self.plan.groups.iter().skip(1) {
             for node in &self.newest_configuration(*group).members {
                 let process = self.sites.get(node).filter(|site| !site.retired).and_then(|site| site.process.as_ref());
@@ -174,6 +177,11 @@ impl World {
         for gateway in &self.gateways {
             let retries = gateway.machine.as_ref().map_or(0, |machine| machine.status().retries);
             self.coverage.add("gateway.retries", gateway.retries + retries);
+        }
+        if let Some(map) = self.newest_map() {
+            let (first, last, now) = (self.plan.boundaries.len() as u64 + 1, map.last_shard.0, map.shards.len() as u64);
+            self.coverage.add("shards.split", last.saturating_sub(first));
+            self.coverage.add("shards.merged", last.saturating_sub(now));
         }
         let report = checkers::check(&self.history);
         if report.is_ok() { Ok(()) } else { Err(report.to_string()) }

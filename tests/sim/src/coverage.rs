@@ -46,6 +46,8 @@ pub const REQUIRED: &[&str] = &[
     "segments.released",
     "sync.in_pieces",
     "session.expired",
+    "shards.merged",
+    "shards.split",
     "snapshot.installed",
     "snapshot.read",
     "store.batches_lost",

@@ -5,7 +5,8 @@
 use bytes::Bytes;
 use paxos::acceptor::Acceptor;
 use paxos::{Ballot, GroupId, Message, NodeId, Slot};
-use shardkv::types::{Epoch, ShardId};
+use shardkv::OwnedShard;
+use shardkv::types::{Bounds, Epoch, ShardId};
 use std::collections::BTreeMap;
 
 /// What has been observed so far.
@@ -15,7 +16,7 @@ pub struct Invariants {
     states: BTreeMap<(GroupId, Slot), (NodeId, u64)>,
     promises: BTreeMap<(NodeId, GroupId), Ballot>,
     votes: BTreeMap<(NodeId, GroupId), (Ballot, Slot)>,
-    owners: BTreeMap<(ShardId, Epoch), GroupId>,
+    owners: BTreeMap<(ShardId, Epoch), (GroupId, Bounds)>,
 }
 
 impl Invariants {
@@ -43,16 +44,21 @@ impl Invariants {
         Err(format!("states differ: {group} at slot {slot} has hash {known:016x} on {first} and {hash:016x} on {node}"))
     }
 
-    /// A shard has one owner per epoch. Whether this is the first that is heard of it, behind a move.
-    pub fn owned(&mut self, group: GroupId, shard: ShardId, epoch: Epoch) -> Result<bool, String> {
+    /// A shard has one owner, and the same keys, per epoch. Whether this is the first that is heard of it, behind a
+    /// change.
+    pub fn owned(&mut self, group: GroupId, shard: &OwnedShard) -> Result<bool, String> {
+        let OwnedShard { id, epoch, bounds, .. } = shard;
         let mut first = false;
-        let owner = *self.owners.entry((shard, epoch)).or_insert_with(|| {
+        let (owner, keys) = self.owners.entry((*id, *epoch)).or_insert_with(|| {
             first = true;
-            group
+            (group, bounds.clone())
         });
-        match owner == group {
-            true => Ok(first && epoch > Epoch(1)),
-            false => Err(format!("two owners: {shard} at epoch {} belongs to {owner} and to {group}", epoch.0)),
+        if *owner != group {
+            return Err(format!("two owners: {id} at epoch {} belongs to {owner} and to {group}", epoch.0));
+        }
+        match keys == bounds {
+            true => Ok(first && *epoch > Epoch(1)),
+            false => Err(format!("two shards: {id} at epoch {} is {keys:?} and {bounds:?}", epoch.0)),
         }
     }
 

@@ -12,7 +12,7 @@ use paxos::heartbeat::Timing;
 use paxos::{ConfigId, Configuration, GroupId, NodeId, Record, Recovered, Slot, Time, recover};
 use shardkv::MemoryStore;
 use shardkv::map::{GroupInfo, NodeInfo, SHARDMASTER_GROUP, ShardMap};
-use shardkv::types::{MoveId, Revision};
+use shardkv::types::{MoveId, Revision, ShardId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use wal::testdisk::MemDisk;
@@ -58,6 +58,8 @@ impl World {
             shards: shardmaster::initial_shards(&self.plan.boundaries, &ids),
             moves: Vec::new(),
             last_move: MoveId(0),
+            reshapes: Vec::new(),
+            last_shard: ShardId(0),
             shardmaster: GroupInfo::new(SHARDMASTER_GROUP, self.plan.groups[0].1.clone()),
             groups,
             nodes: self.plan.nodes.iter().copied().map(World::node_info).collect(),

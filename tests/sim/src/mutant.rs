@@ -60,6 +60,8 @@ pub const ALL: &[Mutant] = &[
     Mutant::Flaw(Flaw::MoveWithoutLastChanges),
     Mutant::Flaw(Flaw::WriteToFrozen),
     Mutant::Flaw(Flaw::ReadFrozen),
+    Mutant::Flaw(Flaw::CutWithoutSessions),
+    Mutant::Flaw(Flaw::DiscardWhatIsCut),
 ];
 
 impl Mutant {
@@ -89,6 +91,8 @@ impl Mutant {
             Mutant::Flaw(Flaw::MoveWithoutLastChanges) => "move-without-last-changes",
             Mutant::Flaw(Flaw::WriteToFrozen) => "write-to-frozen",
             Mutant::Flaw(Flaw::ReadFrozen) => "read-frozen",
+            Mutant::Flaw(Flaw::CutWithoutSessions) => "cut-without-sessions",
+            Mutant::Flaw(Flaw::DiscardWhatIsCut) => "discard-what-is-cut",
         }
     }
 }

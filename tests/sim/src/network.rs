@@ -69,7 +69,10 @@ impl Network {
             return Vec::new();
         }
         let mut copies = vec![self.delay(random, coverage)];
-        if random.chance(self.quality.duplicated) {
+        // A gateway's requests go by a stream, which may break but repeats nothing. (The copy of a request that was done,
+        // and whose session was evicted at once, would be refused; and a gateway that hears only that would try anew.)
+        let repeats = matches!(from, Endpoint::Node(_));
+        if repeats && random.chance(self.quality.duplicated) {
             coverage.hit("net.duplicate");
             copies.push(self.delay(random, coverage));
         }

@@ -5,9 +5,9 @@ use crate::plan::Fault;
 use crate::world::{Event, Phase, World};
 use node::core::{Hosting, Input};
 use paxos::{Configuration, GroupId, NodeId};
-use shardkv::map::{SHARDMASTER_GROUP, ShardMap};
+use shardkv::map::{SHARDMASTER_GROUP, ShardChange, ShardMap};
 use shardkv::request::{Request, RequestBody};
-use shardkv::types::{MoveId, Revision, ShardId};
+use shardkv::types::Revision;
 
 /// The token of the operator's requests; no gateway has it, and nobody waits for the answer.
 pub const TOKEN: u64 = u64::MAX;
@@ -26,22 +26,31 @@ impl World {
         self.ask_shardmaster(&RequestBody::ChangeMembers { group, members });
     }
 
-    /// Wants a shard elsewhere, or calls off a move.
+    /// Wants a shard elsewhere, split or merged, or calls off a move.
     pub(crate) fn mover_acts(&mut self) {
         let Some(most) = self.plan.moves_micros_max.filter(|_| self.phase == Phase::Faults) else { return };
         let next = self.random.skewed(10_000, most);
         self.schedule(next, Event::Mover);
-        let shard = ShardId(self.random.between(1, self.plan.boundaries.len() as u64 + 1));
-        let groups: Vec<GroupId> = self.plan.groups.iter().skip(1).map(|(group, _)| *group).collect();
-        let Some(to) = self.random.pick(&groups).copied() else { return };
-        let last = self.newest_map().map_or(MoveId(0), |map| map.last_move);
-        let body = match last > MoveId(0) && self.random.chance(150) {
-            true => RequestBody::CancelMove { mv: last },
-            false => RequestBody::MoveShard { shard, to },
-        };
+        let Some(change) = self.wish() else { return };
         self.coverage.hit("moves.wanted");
-        self.trace.line(self.now, format_args!("operator wants {body:?}"));
-        self.ask_shardmaster(&body);
+        self.trace.line(self.now, format_args!("operator wants {change:?}"));
+        self.ask_shardmaster(&RequestBody::ChangeShards(change));
+    }
+
+    fn wish(&mut self) -> Option<ShardChange> {
+        let map = self.newest_map()?;
+        let at = usize::try_from(self.random.below(map.shards.len().max(1) as u64)).unwrap_or_default();
+        let shard = map.shards.get(at)?;
+        let groups: Vec<GroupId> = self.plan.groups.iter().skip(1).map(|(group, _)| *group).collect();
+        Some(match self.random.below(100) {
+            0..12 => ShardChange::CancelMove { mv: map.last_move },
+            12..30 => {
+                let key = self.random.pick(&self.plan.keys).cloned()?;
+                ShardChange::Split { shard: map.shard_of(&key)?.id, at: key }
+            }
+            30..45 => ShardChange::Merge { left: shard.id, right: map.shards.get(at + 1)?.id },
+            _ => ShardChange::Move { shard: shard.id, to: self.random.pick(&groups).copied()? },
+        })
     }
 
     /// The newest map that any process knows.

@@ -123,7 +123,7 @@ pub struct Plan {
     pub rotting: NodeId,
     /// Whether members change, and the longest pause between two wishes.
     pub changes_micros_max: Option<u64>,
-    /// Whether shards move, and the longest pause between two wishes.
+    /// Whether shards move and are cut anew, and the longest pause between two wishes.
     pub moves_micros_max: Option<u64>,
 }
 
@@ -188,7 +188,7 @@ impl Plan {
         let changing = &mut Random::new(seed, 4);
         let changes = nodes.len() > 1 && changing.chance(500);
         let moving = &mut Random::new(seed, 5);
-        let moves = groups.len() > 2 && moving.chance(700);
+        let moves = moving.chance(700);
         Plan {
             seed,
             options,

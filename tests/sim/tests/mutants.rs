@@ -87,3 +87,13 @@ fn losing_promises_is_noticed() {
 fn skipping_an_entry_is_noticed() {
     caught(Mutant::SkipEntry, 20, &["states differ"]);
 }
+
+#[test]
+fn a_cut_without_its_sessions_is_noticed() {
+    caught(Mutant::Flaw(Flaw::CutWithoutSessions), 60, &["violations"]);
+}
+
+#[test]
+fn discarding_a_shard_that_is_cut_as_it_arrives_is_noticed() {
+    caught(Mutant::Flaw(Flaw::DiscardWhatIsCut), 120, &["no convergence", "violations"]);
+}

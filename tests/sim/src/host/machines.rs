@@ -77,8 +77,8 @@ impl World {
         let hash = process.machines.hash(group);
         if let Some(Machine::Data(reader)) = process.machines.machine(group) {
             for shard in reader.shards() {
-                if self.invariants.owned(group, shard.id, shard.epoch)? {
-                    self.coverage.hit("moves.activated");
+                if self.invariants.owned(group, &shard)? {
+                    self.coverage.hit("shards.changed");
                 }
             }
         }
