@@ -222,6 +222,41 @@ fn moves_of_shards_for_people_and_programs() {
 }
 
 #[test]
+fn shards_top_for_people_and_programs() {
+    let fake = Fake::start(Mood::Good);
+    let at = fake.address();
+    let table = ok(at, &["shards", "top"]);
+    let lines: Vec<&str> = table.lines().collect();
+    assert!(lines[1].contains("5.00 MiB") && lines[1].contains("1234") && lines[1].contains("m/hot (42 %)"), "{table}");
+    assert!(lines[2].contains("(lowest)") && lines[2].contains('-'), "the busy one comes first: {table}");
+    assert!(ok(at, &["shards", "top", "--limit", "1"]).contains("and 1 more: --limit 0 shows all"));
+    let top = json(at, &["shards", "top", "--sort", "bytes"]);
+    assert_eq!(
+        (&top["shards"][0]["reads_per_second"], &top["shards"][1]["keys"]),
+        (&30.into(), &serde_json::Value::Null)
+    );
+}
+
+#[test]
+fn balancing_is_explained_and_directed() {
+    let fake = Fake::start(Mood::Good);
+    let at = fake.address();
+    let text = ok(at, &["balance", "explain"]);
+    assert!(text.contains("/jobs/* is pinned to group 3") && text.contains("nothing is to be done"), "{text}");
+    assert_eq!(json(at, &["balance", "explain"])["pins"][0]["group"], 3);
+    assert!(ok(at, &["balance", "pause"]).contains("does nothing until"));
+    assert!(ok(at, &["balance", "resume"]).contains("goes on"));
+    assert!(ok(at, &["balance", "pin", "/jobs/", "3"]).contains("/jobs/* is pinned to group 3"));
+    for (words, told) in [
+        (&["balance", "unpin", "/x"][..], "/x* is not pinned"),
+        (&["balance", "pin", "/x", "0"], "invalid value '0' for '<GROUP>'"),
+    ] {
+        let answer = ask(at, words);
+        assert!(complaint(&answer).contains(told), "{words:?}: {}", answer.err);
+    }
+}
+
+#[test]
 fn splits_and_merges_of_shards() {
     let fake = Fake::start(Mood::Good);
     let at = fake.address();
@@ -291,6 +326,9 @@ fn every_command_has_help_with_an_example() {
         &["status"],
         &["shards", "list"],
         &["shards", "move"],
+        &["shards", "top"],
+        &["balance", "explain"],
+        &["balance", "pin"],
         &["shards", "split"],
         &["shards", "merge"],
         &["shards", "moves"],

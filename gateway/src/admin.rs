@@ -23,12 +23,14 @@ use futures_util::future::join_all;
 use paxos::{GroupId, NodeId};
 use proto::admin::admin_server::{Admin, AdminServer};
 use proto::admin::{
-    CancelMoveRequest, CancelMoveResponse, ChangeMembersRequest, ChangeMembersResponse, DrainNodeRequest,
-    DrainNodeResponse, MergeShardsRequest, MergeShardsResponse, MoveShardRequest, MoveShardResponse, MovesListRequest,
-    MovesListResponse, NodeReport, RemoveNodeRequest, RemoveNodeResponse, Shard, ShardsListRequest, ShardsListResponse,
-    SplitShardRequest, SplitShardResponse, StatusRequest, StatusResponse,
+    BalanceExplainRequest, BalanceExplainResponse, CancelMoveRequest, CancelMoveResponse, ChangeMembersRequest,
+    ChangeMembersResponse, DrainNodeRequest, DrainNodeResponse, MergeShardsRequest, MergeShardsResponse,
+    MoveShardRequest, MoveShardResponse, MovesListRequest, MovesListResponse, NodeReport, PauseBalanceRequest,
+    PauseBalanceResponse, PinPrefixRequest, PinPrefixResponse, RemoveNodeRequest, RemoveNodeResponse, Shard,
+    ShardsListRequest, ShardsListResponse, ShardsTopRequest, ShardsTopResponse, SplitShardRequest, SplitShardResponse,
+    StatusRequest, StatusResponse,
 };
-use shardkv::map::{NodeInfo, ShardChange, ShardInfo, ShardMap};
+use shardkv::map::{NodeInfo, Pin, ShardChange, ShardInfo, ShardMap};
 use shardkv::types::{MoveId, Revision, ShardId};
 use std::sync::Arc;
 use std::time::Duration;
@@ -159,6 +161,12 @@ impl Admin for AdminService {
         }
     }
 
+    async fn shards_top(&self, _: Request<ShardsTopRequest>) -> Result<Response<ShardsTopResponse>, Status> {
+        let answers = self.answers().await?;
+        let shards = answers.map.shards.iter().map(|shard| shard_row(&answers, shard)).collect();
+        Ok(Response::new(ShardsTopResponse { shards, loads: assemble::loads(&answers) }))
+    }
+
     async fn split_shard(&self, request: Request<SplitShardRequest>) -> Result<Response<SplitShardResponse>, Status> {
         let SplitShardRequest { shard, mut at } = request.into_inner();
         let shard = ShardId(shard);
@@ -189,6 +197,32 @@ impl Admin for AdminService {
             AnswerBody::Move(id) => Ok(Response::new(MergeShardsResponse { id: id.0 })),
             other => Err(Status::internal(format!("the shardmaster answered {other:?} to a merge"))),
         }
+    }
+
+    async fn balance_explain(
+        &self,
+        _: Request<BalanceExplainRequest>,
+    ) -> Result<Response<BalanceExplainResponse>, Status> {
+        Ok(Response::new(assemble::balance(&self.answers().await?)))
+    }
+
+    async fn pause_balance(
+        &self,
+        request: Request<PauseBalanceRequest>,
+    ) -> Result<Response<PauseBalanceResponse>, Status> {
+        let paused = request.into_inner().paused;
+        self.source.call(Call::ChangeShards(ShardChange::Pause { paused })).await?;
+        Ok(Response::new(PauseBalanceResponse {}))
+    }
+
+    async fn pin_prefix(&self, request: Request<PinPrefixRequest>) -> Result<Response<PinPrefixResponse>, Status> {
+        let PinPrefixRequest { prefix, group } = request.into_inner();
+        let change = match group {
+            0 => ShardChange::Unpin { prefix },
+            group => ShardChange::Pin(Pin { prefix, group: GroupId(group) }),
+        };
+        self.source.call(Call::ChangeShards(change)).await?;
+        Ok(Response::new(PinPrefixResponse {}))
     }
 
     async fn cancel_move(&self, request: Request<CancelMoveRequest>) -> Result<Response<CancelMoveResponse>, Status> {

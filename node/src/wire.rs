@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use shardkv::map::{NodeInfo, ShardMap};
 use shardkv::moving::{Chunk, Position};
 use shardkv::request::TraceContext;
-use shardkv::types::{MoveId, Revision, ShardId};
+use shardkv::types::{Epoch, MoveId, Revision, ShardId};
 use shardmaster::load::ShardLoad;
 
 /// A call to the sequencer, named by the asking group's term as leader.
@@ -99,6 +99,24 @@ pub enum NodeMessage {
     Reshaped {
         /// By which change.
         by: MoveId,
+    },
+    /// To a group's leader, from the shardmaster's: where is the middle of this shard?
+    Halve {
+        /// The group.
+        group: GroupId,
+        /// The shard.
+        shard: ShardId,
+        /// Its epoch.
+        epoch: Epoch,
+    },
+    /// The answer: there.
+    Halved {
+        /// The shard.
+        shard: ShardId,
+        /// Its epoch.
+        epoch: Epoch,
+        /// A key that has about half of its bytes before it.
+        at: Bytes,
     },
     /// To the shardmaster's leader: how busy the shards are that the sender serves, and what those hold that it leads.
     /// All of them; what was told before does not count any more.

@@ -78,6 +78,54 @@ pub enum ShardChange {
         /// The other.
         right: ShardId,
     },
+    /// The balancer is to do nothing, or to go on.
+    Pause {
+        /// Whether it is to do nothing.
+        paused: bool,
+    },
+    /// The keys with a prefix are to lie in a group.
+    Pin(Pin),
+    /// They may lie anywhere again.
+    Unpin {
+        /// The prefix.
+        prefix: Bytes,
+    },
+}
+
+/// The keys with a prefix lie in a group, whatever the load.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pin {
+    /// The prefix; no other pin's begins with it, or is the beginning of it.
+    pub prefix: Bytes,
+    /// The group.
+    pub group: GroupId,
+}
+
+impl Pin {
+    /// The pinned keys.
+    pub fn bounds(&self) -> Bounds {
+        let kept = self.prefix.iter().rposition(|&byte| byte < 0xFF);
+        let end = kept.map(|last| {
+            let mut end = self.prefix[..=last].to_vec();
+            end[last] += 1;
+            end.into()
+        });
+        Bounds { start: self.prefix.clone(), end }
+    }
+
+    /// The prefix, for people.
+    pub fn shown(&self) -> String {
+        format!("{}*", self.prefix.escape_ascii())
+    }
+}
+
+/// What operators want of the balancer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalanceSettings {
+    /// It does nothing.
+    pub paused: bool,
+    /// Sorted by prefix.
+    pub pins: Vec<Pin>,
 }
 
 /// A replica group and where its replicas live.
@@ -94,6 +142,8 @@ pub struct GroupInfo {
     /// The members of the next configuration, where its stop-sign is decided and it has not begun: whatever is
     /// wanted by now, it needs them.
     pub sealed: Vec<NodeId>,
+    /// It is to give its shards to other groups.
+    pub emptying: bool,
 }
 
 impl GroupInfo {
@@ -159,6 +209,8 @@ pub struct ShardMap {
     pub reshapes: Vec<ReshapeInfo>,
     /// The largest id that a shard ever had. One that is not in `shards`, and is not above, is none any more.
     pub last_shard: ShardId,
+    /// What operators want of the balancer.
+    pub balance: BalanceSettings,
     /// The shardmaster's own group.
     pub shardmaster: GroupInfo,
     /// Data groups, sorted by id. The shardmaster group is not among them.

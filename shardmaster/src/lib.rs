@@ -7,9 +7,11 @@
 //! - `reserved_up_to` and the compaction floor never fall; the map's version rises with each change.
 //! - No clock, no randomness, no I/O but the store that the state machine writes itself to.
 
+pub mod balance;
 mod group;
 pub mod load;
 mod moves;
+mod pins;
 mod placement;
 mod reshapes;
 mod sequencer;

@@ -16,6 +16,13 @@ impl MasterState {
             ShardChange::CancelMove { mv } => self.cancel_move(mv),
             ShardChange::Split { shard, at } => self.split_shard(shard, at),
             ShardChange::Merge { left, right } => self.merge_shards(left, right),
+            ShardChange::Pause { paused } => {
+                self.map.version += u64::from(self.map.balance.paused != paused);
+                self.map.balance.paused = paused;
+                MasterOutcome::Applied
+            }
+            ShardChange::Pin(pin) => self.pin(pin),
+            ShardChange::Unpin { prefix } => self.unpin(&prefix),
         }
     }
 

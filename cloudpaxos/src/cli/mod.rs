@@ -1,6 +1,7 @@
 //! The command line: what there is to type, and what happens then.
 
 mod backup;
+mod balance;
 mod certs;
 pub mod client;
 mod cluster;
@@ -10,6 +11,7 @@ mod kv;
 mod nodes;
 mod output;
 mod shards;
+mod top;
 mod txn;
 
 use crate::config::{DevConfig, DevOptions, StartConfig, StartOptions, unknown_variables};
@@ -88,6 +90,9 @@ Examples:
     /// Show where the keys are.
     #[command(subcommand)]
     Shards(ShardsCommand),
+    /// See and direct what the cluster does about the load of its shards.
+    #[command(subcommand)]
+    Balance(balance::BalanceCommand),
     /// Show replica groups, and change which nodes hold them.
     #[command(subcommand)]
     Groups(groups::GroupsCommand),
@@ -132,6 +137,14 @@ Examples:
   cloudpaxos shards list
   cloudpaxos shards list -o json")]
     List(ClientOptions),
+    /// Show how busy and how large the shards are.
+    ///
+    /// Requests are those of the last seconds; bytes, with history, and keys are estimates.
+    #[command(after_help = "\
+Examples:
+  cloudpaxos shards top
+  cloudpaxos shards top --sort bytes --limit 0 -o json")]
+    Top(top::TopOptions),
     /// Move a shard to another group, while it serves.
     #[command(after_help = "\
 Clients notice a short pause, and no error. A move goes on whatever restarts, until it is done or cancelled.
@@ -235,7 +248,9 @@ pub fn dispatch(cli: Cli, matches: &ArgMatches) -> Result<(), Failure> {
         }
         Command::Kv(command) => block_on(kv::run(command)),
         Command::Status(options) => block_on(cluster::status(options)),
+        Command::Balance(command) => block_on(balance::run(command)),
         Command::Shards(ShardsCommand::List(options)) => block_on(cluster::shards(options)),
+        Command::Shards(ShardsCommand::Top(options)) => block_on(top::top(options)),
         Command::Shards(ShardsCommand::Move(options)) => block_on(shards::start_move(options)),
         Command::Shards(ShardsCommand::Moves(options)) => block_on(shards::moves(options)),
         Command::Shards(ShardsCommand::Cancel(options)) => block_on(shards::cancel(options)),

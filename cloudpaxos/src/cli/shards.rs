@@ -197,7 +197,7 @@ pub(super) async fn split(options: SplitOptions) -> Result<(), Failure> {
     let at = options.at.unwrap_or_default().into_bytes().into();
     let request = SplitShardRequest { shard: options.shard, at };
     let done = client.admin(async |admin| admin.split_shard(request.clone()).await).await?;
-    let at = done.at.escape_ascii();
+    let at = output::shown(&done.at);
     if options.change.no_wait {
         return output::line(format!("change {}: shard {} will end before {at}", done.id, options.shard));
     }

@@ -34,6 +34,10 @@ pub struct Limits {
     pub apply_lag_bytes_max: u64,
     /// A segment of the log.
     pub wal_segment_bytes: u64,
+    /// A shard that takes more in storage is split.
+    pub shard_bytes_max: u64,
+    /// Of a shard that moves, per second.
+    pub move_bytes_per_second: u64,
 }
 
 impl Default for Limits {
@@ -50,6 +54,8 @@ impl Default for Limits {
             wal_queue_bytes_max: 8 * MIB,
             apply_lag_bytes_max: 64 * MIB,
             wal_segment_bytes: 64 * MIB,
+            shard_bytes_max: 512 * MIB,
+            move_bytes_per_second: 32 * MIB,
         }
     }
 }
@@ -72,6 +78,8 @@ impl Limits {
             wal_queue_bytes_max: bytes("wal-queue-bytes-max", default.wal_queue_bytes_max, KIB..=16 * GIB)?,
             apply_lag_bytes_max: bytes("apply-lag-bytes-max", default.apply_lag_bytes_max, KIB..=16 * GIB)?,
             wal_segment_bytes: bytes("wal-segment-bytes", default.wal_segment_bytes, 32 * MIB..=GIB)?,
+            shard_bytes_max: bytes("shard-bytes-max", default.shard_bytes_max, MIB..=1024 * GIB)?,
+            move_bytes_per_second: bytes("move-bytes-per-second", default.move_bytes_per_second, KIB..=16 * GIB)?,
         };
         limits.check_order(layers)?;
         Ok(limits)

@@ -166,6 +166,12 @@ pub struct LimitOptions {
     /// Size of a segment of the log [default: 64MiB].
     #[arg(long, value_name = "BYTES", env = "CLOUDPAXOS_WAL_SEGMENT_BYTES", hide_env_values = true)]
     pub wal_segment_bytes: Option<String>,
+    /// A shard that takes more in storage is split by the balancer; the same on every node [default: 512MiB].
+    #[arg(long, value_name = "BYTES", env = "CLOUDPAXOS_SHARD_BYTES_MAX", hide_env_values = true)]
+    pub shard_bytes_max: Option<String>,
+    /// Bytes per second of a shard that moves, at most [default: 32MiB].
+    #[arg(long, value_name = "BYTES", env = "CLOUDPAXOS_MOVE_BYTES_PER_SECOND", hide_env_values = true)]
+    pub move_bytes_per_second: Option<String>,
 }
 
 /// What `start` and `dev` share.

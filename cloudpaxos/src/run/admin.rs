@@ -2,6 +2,7 @@
 
 use crate::config::{Role, Roles};
 use crate::identity::Identity;
+use bytes::Bytes;
 use gateway::admin::{AdminError, AdminSource, REPORT_TIMEOUT, ReportSource, Reports};
 use gateway::driver::Handle;
 use gateway::{AnswerBody, Call, CallError};
@@ -13,6 +14,7 @@ use shardkv::map::{NodeInfo, ShardMap};
 use shardkv::moving::Position;
 use shardkv::request::OpError;
 use shardkv::types::Revision;
+use shardmaster::load::ShardLoad;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tonic::Status;
@@ -79,7 +81,23 @@ fn fill(report: NodeReport, status: &CoreStatus) -> NodeReport {
         reserved_up_to: status.reserved_up_to.0,
     });
     let moves = status.moves.iter().map(move_report).collect();
-    NodeReport { replicas: status.groups.iter().map(replica_report).collect(), sequencer, moves, ..report }
+    let loads = status.loads.iter().map(load_report).collect();
+    let (replicas, balance) = (status.groups.iter().map(replica_report).collect(), status.balance.clone());
+    NodeReport { replicas, sequencer, moves, loads, balance, ..report }
+}
+
+fn load_report(load: &ShardLoad) -> admin::ShardLoad {
+    let stored = load.stored.unwrap_or_default();
+    let hot = |(key, per_mille): &(Bytes, u32)| admin::HotKey { key: key.clone(), per_mille: *per_mille };
+    admin::ShardLoad {
+        shard: load.shard.0,
+        reads_per_second: load.reads,
+        writes_per_second: load.writes,
+        measured: load.stored.is_some(),
+        stored_bytes: stored.bytes,
+        keys: stored.keys,
+        hottest: load.hottest.iter().map(hot).collect(),
+    }
 }
 
 fn move_report(status: &MoveStatus) -> MoveReport {

@@ -16,6 +16,7 @@ use paxos::NodeId;
 use paxos::heartbeat::Timing as CoreTiming;
 use shardkv::RocksOptions;
 use shardkv::map::NodeInfo;
+use shardmaster::balance::Policy;
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -98,6 +99,7 @@ impl Site {
                     ReadMode::Quorum => CoreReadMode::Quorum,
                 },
                 dead_after_micros: micros(self.timing.dead_after),
+                balance: Some(Policy { split_bytes: self.limits.shard_bytes_max, ..Policy::default() }),
                 genesis: map::first_map(&self.genesis, &self.peer_addresses),
                 limits: CoreLimits {
                     inbox_bytes_max: size(self.limits.proposal_bytes_max),
@@ -105,6 +107,7 @@ impl Site {
                     batch_commands_max: size(self.limits.batch_entries_max),
                     batch_bytes_max: size(self.limits.batch_bytes_max),
                     proposals_max: size(self.limits.group_slots_max),
+                    move_bytes_per_second: self.limits.move_bytes_per_second,
                     ..CoreLimits::default()
                 },
             },

@@ -54,6 +54,7 @@ pub fn first_map(genesis: &Genesis, addresses: &BTreeMap<NodeId, String>) -> Sha
         moves: Vec::new(),
         last_move: MoveId(0),
         reshapes: Vec::new(),
+        balance: Default::default(),
         last_shard: ShardId(0),
         shardmaster: shardmaster(genesis),
         groups,

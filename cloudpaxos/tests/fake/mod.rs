@@ -3,11 +3,12 @@
 use bytes::Bytes;
 use proto::admin::admin_server::{Admin, AdminServer};
 use proto::admin::{
-    Ballot, CancelMoveRequest, CancelMoveResponse, ChangeMembersRequest, ChangeMembersResponse, DrainNodeRequest,
-    DrainNodeResponse, Group, MergeShardsRequest, MergeShardsResponse, Move, MoveReport, MoveShardRequest,
-    MoveShardResponse, MoveStage, MovesListRequest, MovesListResponse, Node, RemoveNodeRequest, RemoveNodeResponse,
-    Replica, ReplicaReport, ReplicaState, Shard, ShardsListRequest, ShardsListResponse, SplitShardRequest,
-    SplitShardResponse, StatusRequest, StatusResponse,
+    BalanceExplainRequest, BalanceExplainResponse, Ballot, CancelMoveRequest, CancelMoveResponse, ChangeMembersRequest,
+    ChangeMembersResponse, DrainNodeRequest, DrainNodeResponse, Group, HotKey, MergeShardsRequest, MergeShardsResponse,
+    Move, MoveReport, MoveShardRequest, MoveShardResponse, MoveStage, MovesListRequest, MovesListResponse, Node,
+    PauseBalanceRequest, PauseBalanceResponse, Pin, PinPrefixRequest, PinPrefixResponse, RemoveNodeRequest,
+    RemoveNodeResponse, Replica, ReplicaReport, ReplicaState, Shard, ShardLoad, ShardsListRequest, ShardsListResponse,
+    ShardsTopRequest, ShardsTopResponse, SplitShardRequest, SplitShardResponse, StatusRequest, StatusResponse,
 };
 use proto::etcdserverpb::compare::TargetUnion;
 use proto::etcdserverpb::kv_server::{Kv, KvServer};
@@ -255,6 +256,42 @@ impl Admin for Gateway {
             MoveShardRequest { shard: 2, .. } => Ok(Response::new(MoveShardResponse { id: 7 })),
             MoveShardRequest { shard, .. } => Err(Status::invalid_argument(format!("s{shard} is no shard of the map"))),
         }
+    }
+
+    async fn balance_explain(
+        &self,
+        _: Request<BalanceExplainRequest>,
+    ) -> Result<Response<BalanceExplainResponse>, Status> {
+        let why = vec!["g2: 3 shards, 40 requests/s, 5 MiB".to_owned(), "nothing is to be done".to_owned()];
+        let pins = vec![Pin { prefix: Bytes::from_static(b"/jobs/"), group: 3 }];
+        Ok(Response::new(BalanceExplainResponse { paused: false, why, pins }))
+    }
+
+    async fn pause_balance(&self, _: Request<PauseBalanceRequest>) -> Result<Response<PauseBalanceResponse>, Status> {
+        Ok(Response::new(PauseBalanceResponse {}))
+    }
+
+    async fn pin_prefix(&self, request: Request<PinPrefixRequest>) -> Result<Response<PinPrefixResponse>, Status> {
+        match request.into_inner() {
+            PinPrefixRequest { group: 0, .. } => Err(Status::invalid_argument("/x* is not pinned")),
+            PinPrefixRequest { .. } => Ok(Response::new(PinPrefixResponse {})),
+        }
+    }
+
+    async fn shards_top(&self, _: Request<ShardsTopRequest>) -> Result<Response<ShardsTopResponse>, Status> {
+        let shard = |id, start| Shard { id, start, group: 2, ..Default::default() };
+        let shards = vec![shard(1, Bytes::new()), shard(2, Bytes::from_static(b"m"))];
+        let hottest = vec![HotKey { key: Bytes::from_static(b"m/hot"), per_mille: 420 }];
+        let load = ShardLoad {
+            shard: 2,
+            reads_per_second: 30,
+            writes_per_second: 12,
+            measured: true,
+            stored_bytes: 5 << 20,
+            keys: 1234,
+            hottest,
+        };
+        Ok(Response::new(ShardsTopResponse { shards, loads: vec![load] }))
     }
 
     async fn split_shard(&self, request: Request<SplitShardRequest>) -> Result<Response<SplitShardResponse>, Status> {

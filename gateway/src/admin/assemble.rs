@@ -3,8 +3,8 @@
 use super::AdminError;
 use paxos::{GroupId, NodeId};
 use proto::admin::{
-    Ballot, Group, Move, MovesListResponse, Node, NodeReport, Replica, ReplicaReport, ReplicaState, Sequencer,
-    StatusResponse,
+    BalanceExplainResponse, Ballot, Group, Move, MovesListResponse, Node, NodeReport, Pin, Replica, ReplicaReport,
+    ReplicaState, Sequencer, ShardLoad, StatusResponse,
 };
 use shardkv::map::{GroupInfo, NodeInfo, SHARDMASTER_GROUP, ShardMap};
 use shardkv::types::Revision;
@@ -127,6 +127,39 @@ pub(super) fn moves(answers: &Answers) -> MovesListResponse {
         report: reports().filter(|report| report.id == planned.id.0).max_by_key(|report| report.copied_bytes).copied(),
     });
     MovesListResponse { moves: moves.collect(), last: answers.map.last_move.0 }
+}
+
+/// What the leader of the shardmaster says of the balancer.
+pub(super) fn balance(answers: &Answers) -> BalanceExplainResponse {
+    let leader = answers.leader(SHARDMASTER_GROUP).and_then(|(node, _)| answers.reports.get(&node)?.as_ref().ok());
+    let settings = &answers.map.balance;
+    let pin = |pin: &shardkv::map::Pin| Pin { prefix: pin.prefix.clone(), group: pin.group.0 };
+    BalanceExplainResponse {
+        paused: settings.paused,
+        why: leader.map(|report| report.balance.clone()).unwrap_or_default(),
+        pins: settings.pins.iter().map(pin).collect(),
+    }
+}
+
+/// The load of each shard: requests to it add up over the nodes, the rest is what the busiest of them says.
+pub(super) fn loads(answers: &Answers) -> Vec<ShardLoad> {
+    let mut all: BTreeMap<u64, ShardLoad> = BTreeMap::new();
+    for load in answers.reports.values().flatten().flat_map(|report| &report.loads) {
+        let Some(known) = all.get_mut(&load.shard) else {
+            all.insert(load.shard, load.clone());
+            continue;
+        };
+        let requests = |load: &ShardLoad| load.reads_per_second + load.writes_per_second;
+        if requests(load) > requests(known) {
+            known.hottest.clone_from(&load.hottest);
+        }
+        known.reads_per_second += load.reads_per_second;
+        known.writes_per_second += load.writes_per_second;
+        if load.measured {
+            (known.measured, known.stored_bytes, known.keys) = (true, load.stored_bytes, load.keys);
+        }
+    }
+    all.into_values().collect()
 }
 
 /// Ballots in the order of `paxos::Ballot`.

@@ -82,6 +82,7 @@ impl FakeCluster {
             moves: Vec::new(),
             last_move: MoveId(0),
             reshapes: Vec::new(),
+            balance: Default::default(),
             last_shard: ShardId(infos.len() as u64),
             shardmaster: GroupInfo::new(SHARDMASTER_GROUP, vec![NODE]),
             groups: ids.iter().map(|id| GroupInfo::new(*id, vec![NODE])).collect(),

@@ -109,10 +109,15 @@ impl Meter {
             counters.entry(*shard).or_default();
         }
         for (shard, counter) in counters {
+            let is_new = !self.rates.contains_key(&shard);
             let rates = self.rates.entry(shard).or_default();
             let smooth = |before: u64, count: u64| (before + count * 1_000_000 / micros).div_ceil(2);
             // An end, or it would approach it for ever.
-            let smooth = |before, count| if before <= 1 && count == 0 { 0 } else { smooth(before, count) };
+            let smooth = |before, count| match (before, count) {
+                _ if is_new => count * 1_000_000 / micros,
+                (0 | 1, 0) => 0,
+                _ => smooth(before, count),
+            };
             (rates.reads, rates.writes) = (smooth(rates.reads, counter.reads), smooth(rates.writes, counter.writes));
             if counter.sample.len() >= SAMPLE_KEYS_MIN {
                 rates.sample = counter.sample;
@@ -255,7 +260,7 @@ mod tests {
         }
         meter.roll(Time(WINDOW_MICROS));
         let rates = &meter.rates[&shard];
-        assert_eq!((rates.reads, rates.writes), (375, 125), "half of the way to 750 and 250 per second");
+        assert_eq!((rates.reads, rates.writes), (750, 250));
         let cut = middle(&rates.sample).expect("no key is hot");
         assert!(cut > "k025" && cut < "k075", "{cut:?}");
         for window in 2..20 {

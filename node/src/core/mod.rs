@@ -286,6 +286,8 @@ impl<S: Store> Core<S> {
             NodeMessage::Fetch(fetch) => self.fetch_asked(now, from, *fetch),
             NodeMessage::Fetched { group, shard, mv, chunk } => self.fetched(now, group, shard, mv, *chunk),
             NodeMessage::Arrived { mv } => self.shard_arrived(now, mv),
+            NodeMessage::Halve { group, shard, epoch } => self.halve(now, from, group, shard, epoch),
+            NodeMessage::Halved { shard, epoch, at } => self.split_there(now, shard, epoch, at),
             NodeMessage::Loads(loads) => self.loads_told(now, from, loads),
             NodeMessage::Reshaped { by } => self.shards_reshaped(now, by),
             NodeMessage::MapReply(map) => self.learn_map(Arc::new(*map)),

@@ -121,6 +121,8 @@ pub(super) enum Scan {
     Middle { waiter: Waiter },
     /// For the load of this node's shards.
     Measure { group: GroupId },
+    /// For the shardmaster's leader, which wants to have the shard split.
+    Halve { node: NodeId, shard: ShardId, epoch: Epoch },
 }
 
 /// Whether an operation may read more than it names.
@@ -205,6 +207,9 @@ impl<S: Store> Core<S> {
                     Err(error) => read_failure(error),
                 };
                 self.answer(waiter, body);
+            }
+            (Some(Scan::Halve { node, shard, epoch }), Some(Ok(ScanResult::Middle(Some(at))))) => {
+                self.halved(now, node, shard, epoch, at);
             }
             (Some(Scan::Measure { group }), result) => {
                 let stored = match result {

@@ -272,6 +272,7 @@ mod tests {
             read_mode: ReadMode::Lease,
             genesis: ShardMap::default(),
             dead_after_micros: 0,
+            balance: None,
             limits: Limits::default(),
         };
         let mut core = Core::new(config, vec![hosted], Time(0));

@@ -76,6 +76,8 @@ pub struct CoreStatus {
     pub moves: Vec<MoveStatus>,
     /// How busy the shards are that are served here.
     pub loads: Vec<ShardLoad>,
+    /// Why the balancer does what it does, line by line, where this node leads the shardmaster.
+    pub balance: Vec<String>,
 }
 
 impl<S: Store> Core<S> {
@@ -123,6 +125,7 @@ impl<S: Store> Core<S> {
             scans: self.scans.len(),
             moves: self.moves_here(),
             loads: self.loads(),
+            balance: self.balance_why(),
         }
     }
 

@@ -346,6 +346,7 @@ mod tests {
             read_mode: ReadMode::Lease,
             genesis: ShardMap::default(),
             dead_after_micros: 0,
+            balance: None,
             limits,
         };
         let (store, sessions) = (Arc::new(MemoryStore::new()), SessionLimits::default());

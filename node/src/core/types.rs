@@ -13,6 +13,7 @@ use shardkv::map::{NodeInfo, ShardMap};
 use shardkv::request::{Reply, Request};
 use shardkv::store::Store;
 use shardkv::{ReadError, Reader};
+use shardmaster::balance::Policy;
 use shardmaster::{MasterOutcome, MasterState};
 use std::sync::Arc;
 
@@ -45,6 +46,8 @@ pub struct CoreConfig {
     pub genesis: ShardMap,
     /// A node that was not reached for so long is dead, and its replicas move; 0 for never.
     pub dead_after_micros: u64,
+    /// What the balancer goes by where this node leads the shardmaster; `None` for no balancing.
+    pub balance: Option<Policy>,
     /// Bounds.
     pub limits: Limits,
 }

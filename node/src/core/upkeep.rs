@@ -34,6 +34,7 @@ impl<S: Store> Core<S> {
         }
         self.tick_transfers(now);
         self.weigh(now);
+        self.balance(now);
         self.follow_placement();
         self.place_replicas(now);
         self.ask_for_map();

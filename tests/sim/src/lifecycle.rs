@@ -59,6 +59,7 @@ impl World {
             moves: Vec::new(),
             last_move: MoveId(0),
             reshapes: Vec::new(),
+            balance: Default::default(),
             last_shard: ShardId(0),
             shardmaster: GroupInfo::new(SHARDMASTER_GROUP, self.plan.groups[0].1.clone()),
             groups,
@@ -76,6 +77,7 @@ impl World {
             read_mode: self.plan.read_mode,
             genesis: self.genesis(),
             dead_after_micros: 0,
+            balance: self.plan.balance,
             limits: self.plan.limits,
         }
     }

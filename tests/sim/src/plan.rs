@@ -9,6 +9,7 @@ use node::core::{Limits, ReadMode};
 use paxos::{GroupId, NodeId};
 use shardkv::SessionLimits;
 use shardkv::map::SHARDMASTER_GROUP;
+use shardmaster::balance::Policy;
 use std::collections::BTreeSet;
 
 /// What the caller chooses beside the seed.
@@ -123,6 +124,8 @@ pub struct Plan {
     pub rotting: NodeId,
     /// Whether members change, and the longest pause between two wishes.
     pub changes_micros_max: Option<u64>,
+    /// What the balancer goes by, in some runs; with thresholds that small runs meet.
+    pub balance: Option<Policy>,
     /// Whether shards move and are cut anew, and the longest pause between two wishes.
     pub moves_micros_max: Option<u64>,
 }
@@ -189,6 +192,13 @@ impl Plan {
         let changes = nodes.len() > 1 && changing.chance(500);
         let moving = &mut Random::new(seed, 5);
         let moves = moving.chance(700);
+        let balancing = &mut Random::new(seed, 6);
+        let balance = balancing.chance(400).then(|| Policy {
+            split_bytes: balancing.skewed(2_000, 200_000),
+            requests_min: balancing.skewed(1, 50),
+            bytes_min: balancing.skewed(500, 50_000),
+            moves_max: usize::try_from(balancing.between(1, 4)).unwrap_or(1),
+        });
         Plan {
             seed,
             options,
@@ -202,6 +212,8 @@ impl Plan {
             limits: Limits {
                 proposals_max: usize::try_from(random.between(1, 8)).unwrap_or(8),
                 piece_bytes_max: 1 << random.between(6, 16),
+                // Several pieces in one entry would not fit into the small segments here.
+                batch_bytes_max: 128 << 10,
                 move_chunk_bytes: 1 << moving.between(13, 17),
                 move_bytes_per_second: 1 << moving.between(17, 25),
                 kept_bytes_max: 1 << random.between(8, 15),
@@ -224,6 +236,7 @@ impl Plan {
             faults,
             calm_micros_max: random.skewed(1_000_000, 15_000_000),
             rotting,
+            balance,
             moves_micros_max: moves.then(|| moving.skewed(20_000, 4_000_000)),
             changes_micros_max: changes.then(|| changing.skewed(300_000, 8_000_000)),
             nodes,

@@ -1,0 +1,379 @@
+//! What is to be done about the load of the shards: a pure function from the map, and from what nodes have said, to
+//! changes and to the reasons for them. It runs at whoever leads the shardmaster; what it wants becomes a command of
+//! the log like an operator's.
+//!
+//! In this order: pins are heeded, groups that are to be emptied are; shards that are too large are split; shards that
+//! make their group busier than the others are split, then moved; where requests say nothing, bytes decide, and where
+//! those say nothing, the number of shards; small cold neighbours are merged when nothing else is to be done.
+//!
+//! - Nothing moves unless a group has more than its share by a margin, and a move must bring it nearer to that.
+//! - What has just changed rests, so that its load is known before it changes again.
+//! - Leaders stay where they are: each write needs the sequencer, and the leader of a group is best at its side.
+
+use crate::load::ShardLoad;
+use paxos::GroupId;
+use shardkv::map::{Pin, ShardChange, ShardInfo, ShardMap};
+use shardkv::types::ShardId;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What the balancer goes by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// A shard with more bytes in storage is split.
+    pub split_bytes: u64,
+    /// Requests per second, in the whole cluster, below which they say nothing.
+    pub requests_min: u64,
+    /// Bytes between two groups below which they say nothing.
+    pub bytes_min: u64,
+    /// Moves under way at the same time, at most.
+    pub moves_max: usize,
+}
+
+impl Default for Policy {
+    fn default() -> Policy {
+        Policy { split_bytes: 512 << 20, requests_min: 200, bytes_min: 128 << 20, moves_max: 4 }
+    }
+}
+
+/// What is known beside the map.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// The load of each shard, if anything is known of it.
+    pub loads: BTreeMap<ShardId, ShardLoad>,
+    /// Shards that have just changed.
+    pub resting: BTreeSet<ShardId>,
+    /// Shards that have been small and cold for long.
+    pub cold: BTreeSet<ShardId>,
+}
+
+/// A thing to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// To be logged.
+    Change(ShardChange),
+    /// A shard is to be split in its middle, which its group has to tell.
+    Halve(ShardId),
+}
+
+/// What is to be done, and why, or why not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// In order.
+    pub steps: Vec<Step>,
+    /// In words, for an operator.
+    pub why: Vec<String>,
+}
+
+/// A group carries more than its share, in thousandths of it: from here on something is done about it.
+const TOO_MUCH: u64 = 1150;
+/// The same for bytes, which cost more to move.
+const TOO_MANY_BYTES: u64 = 1300;
+/// A shard with more than this part of a group's fair share, in thousandths, is split before anything is moved.
+const TOO_COARSE: u64 = 200;
+/// Shards that are split in one round.
+const SPLITS_MAX: usize = 8;
+/// As many shards per group are left, however cold.
+const SHARDS_PER_GROUP: usize = 4;
+/// A shard is small, and may be merged, below this part of [`Policy::split_bytes`].
+const SMALL: u64 = 16;
+
+struct Planner<'a> {
+    map: &'a ShardMap,
+    facts: &'a Facts,
+    policy: Policy,
+    plan: Plan,
+    /// Shards that this plan or an earlier one has changed: they are left alone.
+    busy: BTreeSet<ShardId>,
+    /// Where each shard is, or will be.
+    homes: BTreeMap<ShardId, GroupId>,
+    moves: usize,
+}
+
+/// Plans one round.
+pub fn plan(map: &ShardMap, facts: &Facts, policy: Policy) -> Plan {
+    let moving = map.moves.iter().map(|planned| planned.shard);
+    let cut = map.reshapes.iter().flat_map(|planned| planned.to.iter().map(|shard| shard.id));
+    let busy = moving.chain(cut).chain(facts.resting.iter().copied()).collect();
+    let mut homes: BTreeMap<ShardId, GroupId> = map.shards.iter().map(|shard| (shard.id, shard.group)).collect();
+    homes.extend(map.moves.iter().map(|planned| (planned.shard, planned.to)));
+    let mut planner = Planner { map, facts, policy, plan: Plan::default(), busy, homes, moves: map.moves.len() };
+    planner.describe();
+    planner.heed_pins();
+    planner.empty_groups();
+    planner.split_large();
+    planner.spread_requests();
+    planner.spread_bytes();
+    planner.spread_counts();
+    planner.merge_cold();
+    if map.balance.paused {
+        planner.plan.steps.clear();
+        planner.plan.why.push("balancing is paused: nothing of this is done until `cloudpaxos balance resume`".into());
+    } else if planner.plan.steps.is_empty() {
+        planner.plan.why.push("nothing is to be done".into());
+    }
+    planner.plan
+}
+
+impl Planner<'_> {
+    /// Groups that may get shards.
+    fn takers(&self) -> Vec<GroupId> {
+        self.map.groups.iter().filter(|group| !group.emptying).map(|group| group.id).collect()
+    }
+
+    fn requests(&self, shard: ShardId) -> u64 {
+        self.facts.loads.get(&shard).map_or(0, |load| load.reads + load.writes)
+    }
+
+    fn bytes(&self, shard: ShardId) -> u64 {
+        self.facts.loads.get(&shard).and_then(|load| load.stored).map_or(0, |stored| stored.bytes)
+    }
+
+    /// What each group will carry once all that is planned is done.
+    fn carried(&self, of: impl Fn(ShardId) -> u64) -> BTreeMap<GroupId, u64> {
+        let mut carried: BTreeMap<GroupId, u64> = self.takers().into_iter().map(|group| (group, 0)).collect();
+        for (shard, group) in &self.homes {
+            if let Some(sum) = carried.get_mut(group) {
+                *sum += of(*shard);
+            }
+        }
+        carried
+    }
+
+    fn pin_of(&self, shard: &ShardInfo) -> Option<&Pin> {
+        self.map.balance.pins.iter().find(|pin| pin.bounds().intersects(&shard.bounds.keys()))
+    }
+
+    fn say(&mut self, why: String) {
+        self.plan.why.push(why);
+    }
+
+    fn describe(&mut self) {
+        let (requests, bytes) = (self.carried(|shard| self.requests(shard)), self.carried(|shard| self.bytes(shard)));
+        for group in &self.map.groups {
+            let shards = self.map.shards.iter().filter(|shard| shard.group == group.id).count();
+            let (rate, held) = (requests.get(&group.id).unwrap_or(&0), bytes.get(&group.id).unwrap_or(&0));
+            let emptying = if group.emptying { ", to be emptied" } else { "" };
+            let text = format!("{}: {shards} shards, {rate} requests/s, {} MiB{emptying}", group.id, held >> 20);
+            self.plan.why.push(text);
+        }
+        for planned in &self.map.moves {
+            let text =
+                format!("{} is moving from {} to {} (move {})", planned.shard, planned.from, planned.to, planned.id.0);
+            self.plan.why.push(text);
+        }
+    }
+
+    fn change(&mut self, shard: ShardId, change: ShardChange, why: String) {
+        self.busy.insert(shard);
+        self.plan.steps.push(Step::Change(change));
+        self.say(why);
+    }
+
+    fn send(&mut self, shard: ShardId, to: GroupId, why: String) {
+        self.moves += 1;
+        self.homes.insert(shard, to);
+        self.change(shard, ShardChange::Move { shard, to }, why);
+    }
+
+    fn may_move(&self, shard: &ShardInfo) -> bool {
+        self.moves < self.policy.moves_max && !self.busy.contains(&shard.id) && self.pin_of(shard).is_none()
+    }
+
+    /// Keys that are pinned to a group lie in shards of their own, and there.
+    fn heed_pins(&mut self) {
+        let (map, takers) = (self.map, self.takers());
+        for pin in &map.balance.pins {
+            if !takers.contains(&pin.group) {
+                self.say(format!("{} is pinned to {}, which takes no shards", pin.shown(), pin.group));
+                continue;
+            }
+            let bounds = pin.bounds();
+            for shard in map.shards.iter().filter(|shard| shard.bounds.intersects(&bounds.keys())) {
+                if self.busy.contains(&shard.id) {
+                    continue;
+                }
+                let ends = std::iter::once(&bounds.start).chain(&bounds.end);
+                let cut = ends.into_iter().find(|key| **key > shard.bounds.start && shard.bounds.contains(key));
+                if let Some(at) = cut.cloned() {
+                    let why = format!("{} is split where the pinned keys {} begin or end", shard.id, pin.shown());
+                    self.change(shard.id, ShardChange::Split { shard: shard.id, at }, why);
+                } else if shard.group != pin.group && self.moves < self.policy.moves_max {
+                    let why = format!("{} moves to {}: {} is pinned there", shard.id, pin.group, pin.shown());
+                    self.send(shard.id, pin.group, why);
+                }
+            }
+        }
+    }
+
+    /// A group that is to go gives its shards to those that carry least.
+    fn empty_groups(&mut self) {
+        let map = self.map;
+        let emptying = |group: GroupId| map.group(group).is_some_and(|info| info.emptying);
+        for shard in map.shards.iter().filter(|shard| emptying(shard.group)) {
+            if !self.may_move(shard) {
+                continue;
+            }
+            let weight = |shard: ShardId| self.requests(shard) * 1024 + self.bytes(shard) / 1024 + 1;
+            let Some((to, _)) = self.carried(weight).into_iter().min_by_key(|(group, sum)| (*sum, *group)) else {
+                return self.say("no group is left that could take the shards of those to be emptied".into());
+            };
+            let why = format!("{} moves to {to}: {} is to be emptied", shard.id, shard.group);
+            self.send(shard.id, to, why);
+        }
+    }
+
+    fn split_large(&mut self) {
+        let map = self.map;
+        let large = map.shards.iter().filter(|shard| self.bytes(shard.id) > self.policy.split_bytes);
+        for shard in large.filter(|shard| !self.busy.contains(&shard.id)).take(SPLITS_MAX).collect::<Vec<_>>() {
+            let (has, most) = (self.bytes(shard.id) >> 20, self.policy.split_bytes >> 20);
+            self.busy.insert(shard.id);
+            self.plan.steps.push(Step::Halve(shard.id));
+            self.say(format!("{} is split in its middle: it has {has} MiB, more than {most}", shard.id));
+        }
+    }
+
+    /// No group is to have many more requests than another.
+    fn spread_requests(&mut self) {
+        let carried = self.carried(|shard| self.requests(shard));
+        let total: u64 = carried.values().sum();
+        if carried.len() < 2 || total < self.policy.requests_min {
+            return;
+        }
+        let fair = total / carried.len() as u64;
+        let crowded = |carried: &BTreeMap<GroupId, u64>| {
+            let busiest = carried.iter().max_by_key(|(_, sum)| **sum).map(|(group, sum)| (*group, *sum));
+            busiest.filter(|(_, sum)| sum * 1000 > fair * TOO_MUCH)
+        };
+        if crowded(&carried).is_some() {
+            self.split_busy(&carried, fair);
+        }
+        loop {
+            let carried = self.carried(|shard| self.requests(shard));
+            let Some((from, sum)) = crowded(&carried) else { return };
+            let Some((to, least)) = carried.into_iter().min_by_key(|(group, sum)| (*sum, *group)) else { return };
+            let Some(shard) = self.best_to_move(from, |shard| self.requests(shard), sum - least, fair) else { return };
+            let rate = self.requests(shard);
+            let why = format!(
+                "{shard} with {rate} requests/s moves to {to}: {from} has {sum}, {to} {least}, fair are {fair}"
+            );
+            self.send(shard, to, why);
+        }
+    }
+
+    fn split_busy(&mut self, carried: &BTreeMap<GroupId, u64>, fair: u64) {
+        let map = self.map;
+        let crowded = |group: GroupId| carried.get(&group).is_some_and(|sum| *sum > fair);
+        let coarse = map.shards.iter().filter(|shard| {
+            crowded(shard.group) && self.requests(shard.id) * 1000 > fair * TOO_COARSE && !self.busy.contains(&shard.id)
+        });
+        for shard in coarse.take(SPLITS_MAX).collect::<Vec<_>>() {
+            let rate = self.requests(shard.id);
+            let Some(load) = self.facts.loads.get(&shard.id) else { continue };
+            let inside = load.middle.clone().filter(|key| *key > shard.bounds.start && shard.bounds.contains(key));
+            match (inside, load.hottest.first()) {
+                (Some(at), _) => {
+                    let why =
+                        format!("{} is split: it has {rate} requests/s, and a group's fair share is {fair}", shard.id);
+                    self.change(shard.id, ShardChange::Split { shard: shard.id, at }, why);
+                }
+                (None, Some((key, share))) if *share >= 250 => {
+                    let (key, share) = (key.escape_ascii().to_string(), share / 10);
+                    self.say(format!(
+                        "{} has {rate} requests/s, and is not split: {share} % of them are for the one key {key}",
+                        shard.id
+                    ));
+                }
+                (None, _) => {
+                    self.say(format!("{} has {rate} requests/s; where to split it is not known yet", shard.id))
+                }
+            }
+        }
+    }
+
+    /// The shard of a group that brings two groups which differ by `gap` nearest to each other; it must not make the
+    /// other one the busier by as much.
+    fn best_to_move(&self, from: GroupId, of: impl Fn(ShardId) -> u64, gap: u64, fair: u64) -> Option<ShardId> {
+        let here =
+            self.map.shards.iter().filter(|shard| self.homes.get(&shard.id) == Some(&from) && self.may_move(shard));
+        let weighed = here.map(|shard| (of(shard.id), shard.id));
+        // Less than this is not worth a move.
+        let useful = weighed.filter(|(weight, _)| *weight * 100 >= fair && *weight < gap);
+        let left = |(weight, id): &(u64, ShardId)| (weight.saturating_mul(2).abs_diff(gap), self.bytes(*id), *id);
+        useful.min_by_key(left).map(|(_, shard)| shard)
+    }
+
+    /// Where requests say nothing, or nothing is to be done for them, no group is to hold many more bytes.
+    fn spread_bytes(&mut self) {
+        if !self.plan.steps.is_empty() || !self.map.moves.is_empty() {
+            return;
+        }
+        let carried = self.carried(|shard| self.bytes(shard));
+        let total: u64 = carried.values().sum();
+        let fair = total / carried.len().max(1) as u64;
+        let Some((from, most)) = carried.iter().max_by_key(|(_, sum)| **sum).map(|(group, sum)| (*group, *sum)) else {
+            return;
+        };
+        let Some((to, least)) = carried.into_iter().min_by_key(|(group, sum)| (*sum, *group)) else { return };
+        let gap = most - least;
+        if gap < self.policy.bytes_min || u128::from(most) * 1000 <= u128::from(fair) * u128::from(TOO_MANY_BYTES) {
+            return;
+        }
+        let Some(shard) = self.best_to_move(from, |shard| self.bytes(shard), gap, fair) else { return };
+        let requests = self.carried(|shard| self.requests(shard));
+        let shared: u64 = requests.values().sum::<u64>() / requests.len().max(1) as u64;
+        let after = requests.get(&to).unwrap_or(&0) + self.requests(shard);
+        if shared * requests.len() as u64 >= self.policy.requests_min && after * 1000 > shared * TOO_MUCH {
+            return self
+                .say(format!("{from} holds more bytes than {to}, but {to} would get too many requests with {shard}"));
+        }
+        let (size, most, least) = (self.bytes(shard) >> 20, most >> 20, least >> 20);
+        self.send(shard, to, format!("{shard} with {size} MiB moves to {to}: {from} has {most} MiB, {to} {least}"));
+    }
+
+    /// Where nothing is known of a load, the groups are to have about as many shards.
+    fn spread_counts(&mut self) {
+        let requests: u64 = self.carried(|shard| self.requests(shard)).values().sum();
+        let bytes: u64 = self.carried(|shard| self.bytes(shard)).values().sum();
+        let quiet = requests < self.policy.requests_min && bytes < self.policy.bytes_min;
+        if !quiet || !self.plan.steps.is_empty() {
+            return;
+        }
+        loop {
+            let carried = self.carried(|_| 1);
+            let most = carried.iter().max_by_key(|(_, count)| **count).map(|(group, count)| (*group, *count));
+            let least =
+                carried.iter().min_by_key(|(group, count)| (**count, **group)).map(|(group, count)| (*group, *count));
+            let (Some((from, many)), Some((to, few))) = (most, least) else { return };
+            let here = |shard: &&ShardInfo| self.homes.get(&shard.id) == Some(&from) && self.may_move(shard);
+            let Some(shard) = self.map.shards.iter().find(here).filter(|_| many > few + 1).map(|shard| shard.id) else {
+                return;
+            };
+            self.send(shard, to, format!("{shard} moves to {to}: {from} has {many} shards, {to} {few}"));
+        }
+    }
+
+    /// When nothing else is to be done, two small cold neighbours become one.
+    fn merge_cold(&mut self) {
+        let map = self.map;
+        let enough = map.shards.len() > SHARDS_PER_GROUP * self.takers().len().max(1);
+        if !self.plan.steps.is_empty() || !map.moves.is_empty() || !enough {
+            return;
+        }
+        let small = |shard: &ShardInfo| {
+            let idle = self.facts.cold.contains(&shard.id) && !self.busy.contains(&shard.id);
+            idle && self.bytes(shard.id) < self.policy.split_bytes / SMALL && self.pin_of(shard).is_none()
+        };
+        let pair =
+            map.shards.windows(2).find(|pair| pair[0].group == pair[1].group && small(&pair[0]) && small(&pair[1]));
+        if let Some([left, right]) = pair {
+            let (left, right) = (left.id, right.id);
+            let why = format!("{left} and {right} become one: both are small and cold, and neighbours in one group");
+            self.busy.insert(right);
+            self.change(left, ShardChange::Merge { left, right }, why);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

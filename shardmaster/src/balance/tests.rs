@@ -1,0 +1,222 @@
+//! The plans are carried out in a model, in which requests go to keys, until they end.
+
+use super::*;
+use crate::load::Stored;
+use crate::state::{MasterCommand, MasterOutcome, MasterState};
+use bytes::Bytes;
+use shardkv::map::{GroupInfo, SHARDMASTER_GROUP};
+use shardkv::types::MoveId;
+
+/// A key of four digits.
+fn key(number: u64) -> Bytes {
+    Bytes::from(format!("{number:04}"))
+}
+
+const KEYS: u64 = 1000;
+
+struct World {
+    state: MasterState,
+    /// Requests per second and bytes of each key.
+    keys: Vec<(u64, u64)>,
+    policy: Policy,
+    moves: usize,
+}
+
+impl World {
+    /// Groups 2, 3, … and shards cut at these keys, dealt out in turn.
+    fn new(groups: u64, cuts: &[u64], keys: impl Fn(u64) -> (u64, u64)) -> World {
+        let ids: Vec<GroupId> = (2..2 + groups).map(GroupId).collect();
+        let cuts: Vec<Bytes> = cuts.iter().map(|at| key(*at)).collect();
+        let map = ShardMap {
+            shards: crate::initial_shards(&cuts, &ids),
+            shardmaster: GroupInfo::new(SHARDMASTER_GROUP, Vec::new()),
+            groups: ids.iter().map(|id| GroupInfo::new(*id, Vec::new())).collect(),
+            ..ShardMap::default()
+        };
+        let mut state = MasterState::default();
+        assert_eq!(state.apply(MasterCommand::Genesis(Box::new(map))), MasterOutcome::Applied);
+        World { state, keys: (0..KEYS).map(keys).collect(), policy: Policy::default(), moves: 0 }
+    }
+
+    fn load(&self, shard: &ShardInfo) -> ShardLoad {
+        let mine: Vec<u64> = (0..KEYS).filter(|number| shard.bounds.contains(&key(*number))).collect();
+        let rate = |number: &u64| self.keys[*number as usize].0;
+        let (all, bytes) = (mine.iter().map(rate).sum::<u64>(), mine.iter().map(|n| self.keys[*n as usize].1).sum());
+        let mut before = 0;
+        let half = mine.iter().find(|number| {
+            before += rate(number);
+            before * 2 >= all
+        });
+        let hot = half.filter(|number| rate(number) * 2 > all);
+        let middle = half.filter(|_| hot.is_none() && all > 0).map(|number| key(number + 1));
+        let hottest = hot.map(|number| (key(*number), 900)).into_iter().collect();
+        let stored = Some(Stored { bytes, keys: mine.len() as u64 });
+        ShardLoad { shard: shard.id, epoch: shard.epoch, reads: all, writes: 0, stored, middle, hottest }
+    }
+
+    fn facts(&self) -> Facts {
+        let loads: BTreeMap<ShardId, ShardLoad> =
+            self.state.map.shards.iter().map(|shard| (shard.id, self.load(shard))).collect();
+        let cold = loads.iter().filter(|(_, load)| load.reads < 5).map(|(shard, _)| *shard).collect();
+        Facts { loads, resting: BTreeSet::new(), cold }
+    }
+
+    fn plan(&self) -> Plan {
+        plan(&self.state.map, &self.facts(), self.policy)
+    }
+
+    /// One plan, carried out; whether there was anything to do.
+    fn round(&mut self) -> bool {
+        let plan = self.plan();
+        for step in &plan.steps {
+            let change = match step {
+                Step::Change(change) => change.clone(),
+                Step::Halve(shard) => {
+                    let info = self.state.map.shard(*shard).expect("it is there");
+                    let mine: Vec<u64> = (0..KEYS).filter(|number| info.bounds.contains(&key(*number))).collect();
+                    ShardChange::Split { shard: *shard, at: key(mine[mine.len() / 2]) }
+                }
+            };
+            self.moves += usize::from(matches!(change, ShardChange::Move { .. }));
+            let outcome = self.state.apply(MasterCommand::ChangeShards(change));
+            let MasterOutcome::Move(id) = outcome else { panic!("{step:?}: {outcome:?}") };
+            self.state.apply(MasterCommand::Arrived { mv: id });
+            self.state.apply(MasterCommand::Reshaped { by: id });
+        }
+        !plan.steps.is_empty()
+    }
+
+    /// Rounds until nothing is to be done.
+    fn settle(&mut self) -> usize {
+        let rounds = (0..60).take_while(|_| self.round()).count();
+        assert!(rounds < 60, "it never ends: {:?}", self.plan());
+        rounds
+    }
+
+    fn carried(&self, of: impl Fn(&ShardLoad) -> u64) -> BTreeMap<GroupId, u64> {
+        let mut sums: BTreeMap<GroupId, u64> = self.state.map.groups.iter().map(|group| (group.id, 0)).collect();
+        for shard in &self.state.map.shards {
+            *sums.entry(shard.group).or_default() += of(&self.load(shard));
+        }
+        sums
+    }
+
+    /// How much the groups differ, in thousandths of a fair share.
+    fn spread(&self, of: impl Fn(&ShardLoad) -> u64) -> u64 {
+        let sums = self.carried(of);
+        let (most, least) = (sums.values().max().unwrap_or(&0), sums.values().min().unwrap_or(&0));
+        (most - least) * 1000 * sums.len() as u64 / sums.values().sum::<u64>().max(1)
+    }
+}
+
+#[test]
+fn a_hot_range_on_one_of_four_groups_is_spread() {
+    let mut world = World::new(4, &[250, 500, 750], |number| if number < 250 { (40, 100) } else { (0, 100) });
+    assert_eq!(world.spread(|load| load.reads), 4000);
+    let rounds = world.settle();
+    assert!(rounds < 15, "{rounds} rounds");
+    assert!(world.spread(|load| load.reads) < 250, "{:?}", world.carried(|load| load.reads));
+    assert!(!world.round(), "and it stays");
+}
+
+#[test]
+fn what_is_balanced_is_left_alone() {
+    let mut world = World::new(4, &[125, 250, 375, 500, 625, 750, 875], |_| (10, 1 << 20));
+    assert_eq!(world.plan().steps, []);
+    // A little more here and there is no reason, either.
+    world.keys.iter_mut().take(250).for_each(|(rate, _)| *rate = 11);
+    assert_eq!(world.plan().steps, []);
+}
+
+#[test]
+fn one_hot_key_is_named_and_not_split_for_ever() {
+    let mut world = World::new(2, &[500], |number| if number == 7 { (9000, 1) } else { (1, 1) });
+    world.settle();
+    assert!(world.state.map.shards.len() < 8, "{:?}", world.state.map.shards);
+    let why = world.plan().why;
+    assert!(why.iter().any(|line| line.contains("for the one key 0007")), "{why:?}");
+}
+
+#[test]
+fn a_large_shard_is_split_and_bytes_are_spread() {
+    let mut world = World::new(2, &[], |_| (0, 4 << 20));
+    world.settle();
+    assert!(
+        world.state.map.shards.iter().all(|shard| world.load(shard).stored.expect("it is known").bytes <= 512 << 20)
+    );
+    assert!(world.spread(|load| load.stored.map_or(0, |stored| stored.bytes)) < 600);
+    let moves = world.moves;
+    assert!(!world.round() && moves <= 4, "{moves} moves");
+}
+
+#[test]
+fn small_cold_neighbours_are_merged_but_a_few_are_left() {
+    let cuts: Vec<u64> = (1..20).map(|at| at * 50).collect();
+    let mut world = World::new(1, &cuts, |_| (0, 10));
+    world.settle();
+    assert_eq!(world.state.map.shards.len(), SHARDS_PER_GROUP);
+}
+
+#[test]
+fn pinned_keys_lie_where_they_are_pinned_whatever_the_load() {
+    let mut world = World::new(3, &[500], |number| if number < 100 { (50, 10) } else { (1, 10) });
+    let pin = Pin { prefix: "00".into(), group: GroupId(4) };
+    world.state.apply(MasterCommand::ChangeShards(ShardChange::Pin(pin.clone())));
+    world.settle();
+    for shard in world.state.map.shards.iter().filter(|shard| shard.bounds.intersects(&pin.bounds().keys())) {
+        assert_eq!(shard.group, GroupId(4), "{shard:?}");
+        assert!(pin.bounds().covers(&shard.bounds.keys()), "{shard:?} has other keys, too");
+    }
+}
+
+#[test]
+fn a_group_that_is_to_go_is_emptied() {
+    let mut world = World::new(3, &[200, 400, 600, 800], |_| (10, 1 << 10));
+    world.state.map.groups[1].emptying = true;
+    world.settle();
+    assert_eq!(world.state.map.shards.iter().filter(|shard| shard.group == GroupId(3)).count(), 0);
+    world.state.map.groups.iter_mut().for_each(|group| group.emptying = true);
+    assert_eq!(world.plan().steps, [], "there is nowhere to go to");
+}
+
+#[test]
+fn a_new_group_gets_its_share() {
+    let mut world = World::new(2, &[125, 250, 375, 500, 625, 750, 875], |_| (0, 10));
+    world.state.map.groups.push(GroupInfo::new(GroupId(4), Vec::new()));
+    world.settle();
+    let counts = world.carried(|_| 1);
+    assert!(counts[&GroupId(4)] >= 2, "{counts:?}");
+}
+
+#[test]
+fn pausing_explains_and_does_nothing() {
+    let mut world = World::new(4, &[250, 500, 750], |number| if number < 250 { (40, 100) } else { (0, 100) });
+    world.state.apply(MasterCommand::ChangeShards(ShardChange::Pause { paused: true }));
+    let plan = world.plan();
+    assert!(plan.steps.is_empty() && plan.why.iter().any(|line| line.contains("paused")), "{plan:?}");
+    assert!(plan.why.iter().any(|line| line.contains("is split")), "{plan:?}");
+}
+
+#[test]
+fn what_changes_already_or_rests_is_left_alone() {
+    let mut world = World::new(2, &[250, 500, 750], |number| if number < 250 { (40, 100) } else { (0, 100) });
+    let hot = world.state.map.shards[0].id;
+    let mut facts = world.facts();
+    facts.resting.insert(hot);
+    assert_eq!(plan(&world.state.map, &facts, world.policy).steps, []);
+    let moved = world.state.apply(MasterCommand::ChangeShards(ShardChange::Move { shard: hot, to: GroupId(3) }));
+    assert_eq!(moved, MasterOutcome::Move(MoveId(1)));
+    let steps = world.plan().steps;
+    assert!(
+        !steps.iter().any(|step| matches!(step, Step::Change(ShardChange::Split { shard, .. }) if *shard == hot)),
+        "{steps:?}"
+    );
+}
+
+#[test]
+fn an_odd_gap_is_a_gap() {
+    let mut world = World::new(2, &[100, 200, 301], |number| if number < 301 { (3, 1) } else { (0, 1) });
+    world.policy.requests_min = 1;
+    world.settle();
+    assert!(world.spread(|load| load.reads) < 350, "{:?}", world.carried(|load| load.reads));
+}
