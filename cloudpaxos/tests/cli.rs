@@ -257,6 +257,23 @@ fn balancing_is_explained_and_directed() {
 }
 
 #[test]
+fn groups_are_created_emptied_and_deleted() {
+    let fake = Fake::start(Mood::Good);
+    let at = fake.address();
+    assert!(ok(at, &["groups", "create", "--node", "n1"]).contains("group 1 has the members n1"));
+    assert!(ok(at, &["groups", "empty", "1"]).contains("group 1 has no shards"));
+    assert!(ok(at, &["groups", "empty", "1", "--undo"]).contains("group 1 may have shards again"));
+    for (words, told) in [
+        (&["groups", "create", "--node", "n9"][..], "there is no node n9"),
+        (&["groups", "empty", "9"], "g9 is no group that holds shards"),
+        (&["groups", "delete", "2"], "empty it first"),
+    ] {
+        let answer = ask(at, words);
+        assert!(complaint(&answer).contains(told), "{words:?}: {}", answer.err);
+    }
+}
+
+#[test]
 fn splits_and_merges_of_shards() {
     let fake = Fake::start(Mood::Good);
     let at = fake.address();
@@ -328,6 +345,9 @@ fn every_command_has_help_with_an_example() {
         &["shards", "move"],
         &["shards", "top"],
         &["balance", "explain"],
+        &["groups", "create"],
+        &["groups", "empty"],
+        &["groups", "delete"],
         &["balance", "pin"],
         &["shards", "split"],
         &["shards", "merge"],

@@ -24,13 +24,14 @@ use paxos::{GroupId, NodeId};
 use proto::admin::admin_server::{Admin, AdminServer};
 use proto::admin::{
     BalanceExplainRequest, BalanceExplainResponse, CancelMoveRequest, CancelMoveResponse, ChangeMembersRequest,
-    ChangeMembersResponse, DrainNodeRequest, DrainNodeResponse, MergeShardsRequest, MergeShardsResponse,
-    MoveShardRequest, MoveShardResponse, MovesListRequest, MovesListResponse, NodeReport, PauseBalanceRequest,
-    PauseBalanceResponse, PinPrefixRequest, PinPrefixResponse, RemoveNodeRequest, RemoveNodeResponse, Shard,
-    ShardsListRequest, ShardsListResponse, ShardsTopRequest, ShardsTopResponse, SplitShardRequest, SplitShardResponse,
-    StatusRequest, StatusResponse,
+    ChangeMembersResponse, CreateGroupRequest, CreateGroupResponse, DrainNodeRequest, DrainNodeResponse,
+    EmptyGroupRequest, EmptyGroupResponse, MergeShardsRequest, MergeShardsResponse, MoveShardRequest,
+    MoveShardResponse, MovesListRequest, MovesListResponse, NodeReport, PauseBalanceRequest, PauseBalanceResponse,
+    PinPrefixRequest, PinPrefixResponse, RemoveGroupRequest, RemoveGroupResponse, RemoveNodeRequest,
+    RemoveNodeResponse, Shard, ShardsListRequest, ShardsListResponse, ShardsTopRequest, ShardsTopResponse,
+    SplitShardRequest, SplitShardResponse, StatusRequest, StatusResponse,
 };
-use shardkv::map::{NodeInfo, Pin, ShardChange, ShardInfo, ShardMap};
+use shardkv::map::{GroupChange, NodeInfo, Pin, ShardChange, ShardInfo, ShardMap};
 use shardkv::types::{MoveId, Revision, ShardId};
 use std::sync::Arc;
 use std::time::Duration;
@@ -136,6 +137,33 @@ impl Admin for AdminService {
         let members = members.into_iter().map(NodeId).collect();
         self.source.call(Call::ChangeMembers { group: GroupId(group), members }).await?;
         Ok(Response::new(ChangeMembersResponse {}))
+    }
+
+    async fn create_group(
+        &self,
+        request: Request<CreateGroupRequest>,
+    ) -> Result<Response<CreateGroupResponse>, Status> {
+        let CreateGroupRequest { members, nonce } = request.into_inner();
+        let members = members.into_iter().map(NodeId).collect();
+        match self.source.call(Call::ChangeGroups(GroupChange::Create { members, nonce })).await? {
+            AnswerBody::Group(group) => Ok(Response::new(CreateGroupResponse { group: group.0 })),
+            other => Err(Status::internal(format!("the shardmaster answered {other:?} to a new group"))),
+        }
+    }
+
+    async fn empty_group(&self, request: Request<EmptyGroupRequest>) -> Result<Response<EmptyGroupResponse>, Status> {
+        let EmptyGroupRequest { group, emptying } = request.into_inner();
+        self.source.call(Call::ChangeGroups(GroupChange::Empty { group: GroupId(group), emptying })).await?;
+        Ok(Response::new(EmptyGroupResponse {}))
+    }
+
+    async fn remove_group(
+        &self,
+        request: Request<RemoveGroupRequest>,
+    ) -> Result<Response<RemoveGroupResponse>, Status> {
+        let group = GroupId(request.into_inner().group);
+        self.source.call(Call::ChangeGroups(GroupChange::Remove { group })).await?;
+        Ok(Response::new(RemoveGroupResponse {}))
     }
 
     async fn drain_node(&self, request: Request<DrainNodeRequest>) -> Result<Response<DrainNodeResponse>, Status> {

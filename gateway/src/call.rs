@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use paxos::{GroupId, NodeId, Time};
-use shardkv::map::{ShardChange, ShardMap};
+use shardkv::map::{GroupChange, ShardChange, ShardMap};
 use shardkv::ops::{Op, OpResult};
 use shardkv::request::{OpError, Reply, Request, RequestBody, TraceContext};
 use shardkv::types::{MoveId, Revision, ShardId};
@@ -35,6 +35,8 @@ pub enum Call {
     },
     /// The shardmaster is to have shards moved, or cut anew.
     ChangeShards(ShardChange),
+    /// The shardmaster is to create, empty or remove a group.
+    ChangeGroups(GroupChange),
     /// Where is the middle of a shard?
     Middle {
         /// Which.
@@ -81,6 +83,7 @@ impl Call {
             }
             Call::DrainNode { node, drain } => RequestBody::DrainNode { node, drain },
             Call::ChangeShards(change) => RequestBody::ChangeShards(change),
+            Call::ChangeGroups(change) => RequestBody::ChangeGroups(change),
             Call::RemoveNode { node } => RequestBody::RemoveNode { node },
             Call::Op { .. } | Call::Compact { .. } | Call::Middle { .. } | Call::Map | Call::Status => return None,
         })
@@ -109,6 +112,8 @@ pub enum AnswerBody {
     Node(NodeId),
     /// Of [`Call::ChangeShards`]: the id of the move, split or merge.
     Move(MoveId),
+    /// Of [`Call::ChangeGroups`]: the new group's id.
+    Group(GroupId),
     /// Of [`Call::Middle`]: a key that has about half of the shard before it, if there is one.
     Middle(Option<Bytes>),
     /// Of [`Call::Map`].

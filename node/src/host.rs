@@ -4,7 +4,7 @@
 use crate::core::{Applied, ApplyJob, EntryOutcome, Hosted as Replica, Machine, SnapshotJob};
 use crate::core::{SnapshotEvent, TRANSFER_PIECE_BYTES};
 use bytes::Bytes;
-use paxos::{Ballot, Configuration, GroupId, Recovered, Slot, SnapshotSink, SnapshotSource, StateMachine};
+use paxos::{Ballot, Configuration, GroupId, NodeId, Recovered, Slot, SnapshotSink, SnapshotSource, StateMachine};
 use shardkv::map::SHARDMASTER_GROUP;
 use shardkv::store::{Store, StoreError};
 use shardkv::types::Revision;
@@ -94,13 +94,23 @@ impl<S: Store> Machines<S> {
     }
 
     /// Opens an empty state machine for a replica that promises nothing below `floor`; rows that an earlier
-    /// one has left are deleted first.
-    pub fn begin(&mut self, group: GroupId, floor: Ballot) -> Result<Option<Replica<S>>, StoreError> {
+    /// one has left are deleted first. In a group that begins here and now its members are `founders`, and the state
+    /// machine remembers them, durably; otherwise the replica learns who votes.
+    pub fn begin(
+        &mut self,
+        group: GroupId,
+        floor: Ballot,
+        founders: Option<Vec<NodeId>>,
+    ) -> Result<Option<Replica<S>>, StoreError> {
         self.delete_rows(group)?;
-        let machine = open_one(&self.store, group, self.boot, self.sessions)?;
+        let mut machine = open_one(&self.store, group, self.boot, self.sessions)?;
+        let configuration = founders.map(Configuration::first);
+        if let (Hosted::Data(machine), Some(configuration)) = (&mut machine, &configuration) {
+            machine.found(configuration.clone())?;
+        }
         self.groups.insert(group, machine);
         let recovered = Recovered { promised: floor, first_kept: Slot(1), ..Recovered::default() };
-        let (configuration, applied) = (Configuration::default(), Slot(0));
+        let (configuration, applied) = (configuration.unwrap_or_default(), Slot(0));
         Ok(self.machine(group).map(|machine| Replica { group, configuration, recovered, applied, machine }))
     }
 

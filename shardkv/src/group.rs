@@ -1,12 +1,13 @@
 //! The data group: a state machine over a store.
 
 use crate::apply::Call;
+use crate::codec;
 use crate::command::Outcome;
 use crate::key::GroupKeys;
 use crate::reader::Reader;
 use crate::sessions::SessionLimits;
 use crate::state::{OwnedShard, Shared, State};
-use crate::store::{Store, StoreError, View};
+use crate::store::{Store, StoreError, View, WriteBatch};
 use crate::types::{Revision, SpaceId};
 use bytes::Bytes;
 use paxos::{Configuration, GroupId, Slot, SnapshotSink, SnapshotSource, StateMachine};
@@ -49,6 +50,15 @@ impl<S: Store> DataGroup<S> {
         let group = DataGroup { shared, state, limits, stale: false };
         group.delete_unnamed_spaces()?;
         Ok(group)
+    }
+
+    /// The group begins, empty, with this configuration: remembered durably, as nothing in the log will say it.
+    pub fn found(&mut self, configuration: Configuration) -> Result<(), StoreError> {
+        self.state.meta.configuration = Some(configuration);
+        let mut batch = WriteBatch::default();
+        batch.put(self.shared.keys.meta(), codec::encode(&self.state.meta));
+        self.shared.store.write(&batch)?;
+        self.shared.store.flush()
     }
 
     /// The group's rows are about to be deleted: readers find no shards any more, and the collector, which is

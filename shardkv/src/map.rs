@@ -92,6 +92,30 @@ pub enum ShardChange {
     },
 }
 
+/// What is wanted of the data groups.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GroupChange {
+    /// There is to be one more.
+    Create {
+        /// The nodes that hold its replicas; none for those that hold least, spread over zones.
+        members: Vec<NodeId>,
+        /// A random number, the same when it is asked for again.
+        nonce: u64,
+    },
+    /// One is to give its shards to others, or may have some again.
+    Empty {
+        /// Which.
+        group: GroupId,
+        /// Whether it is to.
+        emptying: bool,
+    },
+    /// One that has no shards is to go.
+    Remove {
+        /// Which.
+        group: GroupId,
+    },
+}
+
 /// The keys with a prefix lie in a group, whatever the load.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pin {
@@ -144,6 +168,8 @@ pub struct GroupInfo {
     pub sealed: Vec<NodeId>,
     /// It is to give its shards to other groups.
     pub emptying: bool,
+    /// The number under which it was asked for; 0 for the first groups.
+    pub nonce: u64,
 }
 
 impl GroupInfo {
@@ -171,6 +197,8 @@ pub struct NodeInfo {
     pub client_address: String,
     /// It is to hold no replicas any more.
     pub draining: bool,
+    /// Where it stands; the replicas of a group are spread over zones. Empty where nothing is said.
+    pub zone: String,
     /// Whether it may hold replicas of the shardmaster's group, and of data groups.
     pub keeps_metadata: bool,
     /// See above.
@@ -178,11 +206,11 @@ pub struct NodeInfo {
 }
 
 impl NodeInfo {
-    /// Whether both say the same of how the node is reached.
+    /// Whether both say the same of how the node is reached, and where it stands.
     pub fn is_reached_as(&self, other: &NodeInfo) -> bool {
-        let reached =
-            |node: &NodeInfo| (node.id, node.name.clone(), node.peer_address.clone(), node.client_address.clone());
-        reached(self) == reached(other)
+        let NodeInfo { id, name, peer_address, client_address, zone, .. } = other;
+        (self.id, &self.name, &self.zone) == (*id, name, zone)
+            && (&self.peer_address, &self.client_address) == (peer_address, client_address)
     }
 }
 
@@ -215,6 +243,8 @@ pub struct ShardMap {
     pub shardmaster: GroupInfo,
     /// Data groups, sorted by id. The shardmaster group is not among them.
     pub groups: Vec<GroupInfo>,
+    /// The largest id that a group ever had. One that is not in `groups`, and is not above, is none any more.
+    pub last_group: GroupId,
     /// All nodes, sorted by id.
     pub nodes: Vec<NodeInfo>,
 }
@@ -273,6 +303,14 @@ impl ShardMap {
     /// The shardmaster's group, then the data groups.
     pub fn all_groups(&self) -> impl Iterator<Item = &GroupInfo> {
         std::iter::once(&self.shardmaster).chain(&self.groups)
+    }
+
+    /// Counts the shards and groups that there are, for a map that begins with some.
+    pub fn counted(mut self) -> ShardMap {
+        let shards = self.shards.iter().map(|shard| shard.id).max().unwrap_or_default();
+        let groups = self.all_groups().map(|group| group.id).max().unwrap_or_default();
+        (self.last_shard, self.last_group) = (self.last_shard.max(shards), self.last_group.max(groups));
+        self
     }
 
     /// What is wrong with the map, if anything: a gap, an overlap, an unknown owner.

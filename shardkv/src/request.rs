@@ -1,7 +1,7 @@
 //! What gateways ask groups' leaders, and what those answer. In one process these are passed as
 //! values; between processes they travel, batched, on one stream (see [`crate::codec`]).
 
-use crate::map::{ShardChange, ShardMap};
+use crate::map::{GroupChange, ShardChange, ShardMap};
 use crate::ops::{Op, OpResult};
 use crate::types::{Epoch, MoveId, Revision, ShardId};
 use bytes::Bytes;
@@ -103,6 +103,9 @@ pub enum RequestBody {
     /// To the shardmaster group: log that shards are to move, or to be cut anew ([`ReplyBody::Move`], but
     /// [`ReplyBody::Logged`] where a move is called off).
     ChangeShards(ShardChange),
+    /// To the shardmaster group: log that there are to be more or fewer groups ([`ReplyBody::Group`] where one is
+    /// created, else [`ReplyBody::Logged`]).
+    ChangeGroups(GroupChange),
     /// To the leader of a shard's group: where is its middle ([`ReplyBody::Middle`])?
     Middle {
         /// The shard.
@@ -190,6 +193,8 @@ pub enum ReplyBody {
     Node(NodeId),
     /// Of [`RequestBody::ChangeShards`]: the id of the move, split or merge.
     Move(MoveId),
+    /// Of [`RequestBody::ChangeGroups`]: the new group's id.
+    Group(GroupId),
     /// Of [`RequestBody::Middle`]: the key that has about half of the shard's bytes before it; `None` where no key but
     /// the first could be that.
     Middle(Option<Bytes>),

@@ -9,6 +9,7 @@
 
 pub mod balance;
 mod group;
+mod groups;
 pub mod load;
 mod moves;
 mod pins;

@@ -1,6 +1,7 @@
 //! Which node takes a replica's place: a pure function from the map, and from who is dead, to commands.
 //!
-//! Only what must move does: replicas on nodes that are dead or being drained. A newcomer comes before the
+//! Only what must move does: replicas on nodes that are dead or being drained, and one of two in the same zone, where
+//! another zone has none. A newcomer comes before the
 //! other one leaves, so a group that loses its last spare keeps its size, with a dead member in it, until
 //! there is a node to go to.
 
@@ -59,15 +60,74 @@ fn replaced(
     for leaving in leaving {
         let free = map.nodes.iter().filter(|node| keeps(node, group.id) && !leaves(&node.id));
         let free = free.map(|node| node.id).filter(|node| !members.contains(node));
-        let Some(newcomer) = free.min_by_key(|node| (replicas.get(node).copied().unwrap_or(0), *node)) else {
-            continue;
-        };
+        let staying: Vec<NodeId> = members.iter().copied().filter(|node| node != leaving).collect();
+        let Some(newcomer) = best(map, free, &staying, replicas) else { continue };
         members.retain(|node| node != leaving);
+        members.push(newcomer);
+        *replicas.entry(newcomer).or_default() += 1;
+    }
+    if members == group.replicas
+        && let Some((leaving, newcomer)) = better_spread(map, group, dead, replicas)
+    {
+        members.retain(|node| *node != leaving);
         members.push(newcomer);
         *replicas.entry(newcomer).or_default() += 1;
     }
     members.sort_unstable();
     (members != group.replicas).then_some(members)
+}
+
+fn zone(map: &ShardMap, node: NodeId) -> &str {
+    map.nodes.iter().find(|known| known.id == node).map_or("", |known| &known.zone)
+}
+
+/// How many of these nodes stand in a node's zone; none where nothing is said of it.
+fn neighbours(map: &ShardMap, node: NodeId, others: &[NodeId]) -> usize {
+    let here = zone(map, node);
+    others.iter().filter(|other| **other != node && !here.is_empty() && zone(map, **other) == here).count()
+}
+
+/// Of the free nodes, the one in the emptiest zone of the group, then the one with the fewest replicas.
+fn best(
+    map: &ShardMap,
+    free: impl Iterator<Item = NodeId>,
+    members: &[NodeId],
+    replicas: &BTreeMap<NodeId, usize>,
+) -> Option<NodeId> {
+    free.min_by_key(|node| (neighbours(map, *node, members), replicas.get(node).copied().unwrap_or(0), *node))
+}
+
+/// A member that shares its zone, and a node in a zone where the group has nobody.
+fn better_spread(
+    map: &ShardMap,
+    group: &GroupInfo,
+    dead: &BTreeSet<NodeId>,
+    replicas: &BTreeMap<NodeId, usize>,
+) -> Option<(NodeId, NodeId)> {
+    let members = &group.replicas;
+    let crowded = members.iter().copied().filter(|node| neighbours(map, *node, members) > 0);
+    let leaving = crowded.max_by_key(|node| (neighbours(map, *node, members), replicas.get(node).copied(), *node))?;
+    let alone = |node: &NodeId| !zone(map, *node).is_empty() && neighbours(map, *node, members) == 0;
+    let usable = map.nodes.iter().filter(|node| keeps(node, group.id) && !node.draining).map(|node| node.id);
+    let free = usable.filter(|node| !members.contains(node) && !dead.contains(node)).filter(alone);
+    Some((leaving, best(map, free, members, replicas)?))
+}
+
+/// Nodes for a new data group: the emptiest ones, in as many zones as there are. An odd number of them, where there are
+/// not enough.
+pub(crate) fn spread(map: &ShardMap, count: usize) -> Vec<NodeId> {
+    let replicas = count_replicas(map);
+    let usable: Vec<NodeId> =
+        map.nodes.iter().filter(|node| node.keeps_data && !node.draining).map(|node| node.id).collect();
+    let count = count.min(usable.len());
+    let count = if count.is_multiple_of(2) { count.saturating_sub(1) } else { count };
+    let mut members = Vec::new();
+    while members.len() < count {
+        let free = usable.iter().copied().filter(|node| !members.contains(node));
+        let Some(next) = best(map, free, &members, &replicas) else { break };
+        members.push(next);
+    }
+    members
 }
 
 #[cfg(test)]
@@ -114,6 +174,20 @@ mod tests {
         assert_eq!(wanted(&map, &[2]), [(1, vec![1, 3, 4])], "one place for two: the drained one waits");
         map.nodes[3].draining = true;
         assert_eq!(wanted(&map, &[]), [], "there is nowhere to go to");
+    }
+
+    #[test]
+    fn replicas_are_spread_over_zones_and_stay_there() {
+        let mut map = map(6, &[&[1, 2, 3]]);
+        for (node, zone) in map.nodes.iter_mut().zip(["a", "a", "b", "b", "c", "c"]) {
+            node.zone = zone.into();
+        }
+        assert_eq!(wanted(&map, &[]), [(1, vec![1, 3, 5])], "two in zone a");
+        map.shardmaster.replicas = [1, 3, 5].map(NodeId).to_vec();
+        assert_eq!(wanted(&map, &[]), []);
+        assert_eq!(wanted(&map, &[5]), [(1, vec![1, 3, 6])], "the other one of the dead node's zone");
+        map.nodes[5].draining = true;
+        assert_eq!(wanted(&map, &[5]), [(1, vec![1, 2, 3])], "a full zone is better than a dead member");
     }
 
     #[test]

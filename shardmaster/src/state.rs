@@ -2,13 +2,13 @@
 
 use paxos::{ConfigId, GroupId, NodeId};
 use serde::{Deserialize, Serialize};
-use shardkv::map::{NodeInfo, ShardChange, ShardMap};
+use shardkv::map::{GroupChange, NodeInfo, ShardChange, ShardMap};
 use shardkv::request::OpError;
 use shardkv::types::{MoveId, Revision};
 use std::collections::BTreeMap;
 
 /// Replicas of one group at most: more would make every write wait for more, and survive little more.
-const MEMBERS_MAX: usize = 7;
+pub(crate) const MEMBERS_MAX: usize = 7;
 
 /// One entry of the shardmaster's log, encoded with [`shardkv::codec`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +62,8 @@ pub enum MasterCommand {
     },
     /// Shards are to move, or to be cut anew.
     ChangeShards(ShardChange),
+    /// There are to be more or fewer groups.
+    ChangeGroups(GroupChange),
     /// All of a shard is where it moves to: from now on it belongs there.
     Arrived {
         /// By this move.
@@ -94,6 +96,8 @@ pub enum MasterOutcome {
     Node(NodeId),
     /// The move, split or merge that was planned, or was already.
     Move(MoveId),
+    /// The group that was created, or was already.
+    Group(GroupId),
     /// Refused with nothing done.
     Failed(OpError),
     /// A leader's no-op.
@@ -131,15 +135,15 @@ impl MasterState {
                 if let Err(problem) = map.check() {
                     return MasterOutcome::Failed(OpError::Malformed(problem));
                 }
-                self.map = *map;
+                self.map = map.counted();
                 self.map.version = self.map.version.max(1);
-                self.map.last_shard = self.map.shards.iter().map(|shard| shard.id).max().unwrap_or_default();
                 MasterOutcome::Applied
             }
             MasterCommand::Register(info) => match self.map.nodes.iter_mut().find(|node| node.id == info.id) {
                 Some(node) if node.is_reached_as(&info) => MasterOutcome::Applied,
                 Some(node) => {
                     (node.peer_address, node.client_address) = (info.peer_address, info.client_address);
+                    node.zone = info.zone;
                     self.map.version += 1;
                     MasterOutcome::Applied
                 }
@@ -168,6 +172,7 @@ impl MasterState {
             MasterCommand::Configured { group, config, members, begun } => {
                 self.configured(group, config, members, begun)
             }
+            MasterCommand::ChangeGroups(change) => self.change_groups(change),
             MasterCommand::ChangeShards(change) => self.change_shards(change),
             MasterCommand::Arrived { mv } => self.arrived(mv),
             MasterCommand::Reshaped { by } => self.reshaped(by),

@@ -9,7 +9,10 @@ use super::output::{self, Format};
 use crate::failure::Failure;
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
-use proto::admin::{ChangeMembersRequest, Group, ReplicaState, StatusRequest, StatusResponse};
+use proto::admin::{
+    ChangeMembersRequest, CreateGroupRequest, EmptyGroupRequest, Group, RemoveGroupRequest, ReplicaState,
+    StatusRequest, StatusResponse,
+};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -40,6 +43,56 @@ Example:
 Example, n4 instead of n1, which may be dead:
   cloudpaxos groups replace 2 n1 n4")]
     Replace(TwoNodes),
+    /// Create one more data group; the balancer gives it shards.
+    #[command(after_help = "\
+Examples, on the emptiest nodes, spread over zones, and on nodes of your choice:
+  cloudpaxos groups create
+  cloudpaxos groups create --node n3 --node n4 --node n5")]
+    Create(CreateOptions),
+    /// Move all shards of a group to the others, while they serve; it stays, and gets none.
+    #[command(after_help = "\
+Examples:
+  cloudpaxos groups empty 3
+  cloudpaxos groups empty 3 --undo")]
+    Empty(EmptyOptions),
+    /// Delete a group that has no shards, with its replicas.
+    #[command(after_help = "\
+Example:
+  cloudpaxos groups empty 3 && cloudpaxos groups delete 3")]
+    Delete(DeleteOptions),
+}
+
+/// A new group.
+#[derive(Args, Clone, Debug)]
+pub struct CreateOptions {
+    /// A node that is to hold a replica, by name or number; for each replica one.
+    #[arg(long = "node", value_name = "NODE")]
+    nodes: Vec<String>,
+    #[command(flatten)]
+    change: ChangeOptions,
+}
+
+/// A group that is to have no shards.
+#[derive(Args, Clone, Debug)]
+pub struct EmptyOptions {
+    /// The group's number.
+    #[arg(value_name = "GROUP")]
+    group: u64,
+    /// Let it have shards again.
+    #[arg(long)]
+    undo: bool,
+    #[command(flatten)]
+    change: ChangeOptions,
+}
+
+/// A group that goes.
+#[derive(Args, Clone, Debug)]
+pub struct DeleteOptions {
+    /// The group's number.
+    #[arg(value_name = "GROUP")]
+    group: u64,
+    #[command(flatten)]
+    client: ClientOptions,
 }
 
 /// How to wait for a change.
@@ -88,6 +141,13 @@ pub struct TwoNodes {
 pub(super) async fn run(command: GroupsCommand) -> Result<(), Failure> {
     match command {
         GroupsCommand::List(options) => list(options).await,
+        GroupsCommand::Create(options) => create(options).await,
+        GroupsCommand::Empty(options) => empty(options).await,
+        GroupsCommand::Delete(options) => {
+            let (client, group) = (options.client.client()?, options.group);
+            client.admin(async |admin| admin.remove_group(RemoveGroupRequest { group }).await).await?;
+            output::line(format!("group {group} is deleted"))
+        }
         GroupsCommand::Add(one) => {
             let change = |members: &mut Vec<u64>, node: u64| match members.contains(&node) {
                 true => Err("it has a replica already"),
@@ -112,6 +172,69 @@ pub(super) async fn run(command: GroupsCommand) -> Result<(), Failure> {
             };
             alter(two.group, &[&two.old, &two.new], two.change, replace).await
         }
+    }
+}
+
+async fn create(options: CreateOptions) -> Result<(), Failure> {
+    let client = options.change.client.client()?;
+    let before = status(&client).await?;
+    let members = options.nodes.iter().map(|node| node_of(&before, node)).collect::<Result<Vec<_>, _>>()?;
+    let request = CreateGroupRequest { members, nonce: rand::random() };
+    let group = client.admin(async |admin| admin.create_group(request.clone()).await).await?.group;
+    let began = Instant::now();
+    loop {
+        // A gateway that restarts meanwhile is no reason to give up.
+        let answer = status(&client).await.ok();
+        let present = answer.as_ref().and_then(|answer| answer.groups.iter().find(|it| it.id == group));
+        if let (Some(answer), Some(present)) = (&answer, present)
+            && (options.change.no_wait || present.leader != 0)
+        {
+            return output::line(format!("group {group} has the members {}", names(answer, &present.members)));
+        }
+        if began.elapsed() > options.change.wait {
+            return Err(Failure::Run(format!(
+                "group {group} has no leader after {}: a majority of its nodes must be alive, see `cloudpaxos status`",
+                humantime::format_duration(options.change.wait)
+            )));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+async fn empty(options: EmptyOptions) -> Result<(), Failure> {
+    let (client, group) = (options.change.client.client()?, options.group);
+    let request = EmptyGroupRequest { group, emptying: !options.undo };
+    client.admin(async |admin| admin.empty_group(request).await).await?;
+    if options.undo {
+        return output::line(format!("group {group} may have shards again"));
+    }
+    if options.change.no_wait {
+        return output::line(format!("group {group} will be emptied"));
+    }
+    let began = Instant::now();
+    let bar = ProgressBar::new_spinner();
+    loop {
+        let mut left = None;
+        if let Ok(answer) = status(&client).await {
+            left = Some(group_of(&answer, group)?.shards);
+        }
+        if left == Some(0) {
+            bar.finish_and_clear();
+            return output::line(format!("group {group} has no shards"));
+        }
+        if let Some(left) = left {
+            bar.set_message(format!("group {group}: {left} shards left"));
+        }
+        bar.tick();
+        if began.elapsed() > options.change.wait {
+            bar.finish_and_clear();
+            return Err(Failure::Run(format!(
+                "group {group} still has shards after {}; it goes on, see `cloudpaxos balance explain` and `cloudpaxos \
+                 shards moves`",
+                humantime::format_duration(options.change.wait)
+            )));
+        }
+        tokio::time::sleep(LOOK).await;
     }
 }
 
@@ -153,6 +276,7 @@ fn as_json(group: &Group) -> Value {
         "members": group.members,
         "next": group.next,
         "shards": group.shards,
+        "emptying": group.emptying,
     })
 }
 

@@ -93,6 +93,7 @@ async fn list(options: ClientOptions) -> Result<(), Failure> {
                     "name": node.name,
                     "alive": node.alive,
                     "draining": node.draining,
+                    "zone": node.zone,
                     "peer_address": node.peer_address,
                     "client_address": node.client_address,
                     "groups": groups_on(&answer, node.id),
@@ -101,11 +102,13 @@ async fn list(options: ClientOptions) -> Result<(), Failure> {
             output::json(&json!({ "nodes": answer.nodes.iter().map(one).collect::<Vec<_>>() }))
         }
         Format::Table => output::table(
-            &["NODE", "NAME", "STATE", "PEER", "GROUPS"],
+            &["NODE", "NAME", "STATE", "ZONE", "PEER", "GROUPS"],
             answer.nodes.iter().map(|node| {
                 let groups: Vec<String> = groups_on(&answer, node.id).iter().map(u64::to_string).collect();
                 let groups = if groups.is_empty() { "-".to_owned() } else { groups.join(",") };
-                vec![node.id.to_string(), node.name.clone(), state(node).to_owned(), node.peer_address.clone(), groups]
+                let zone = if node.zone.is_empty() { "-" } else { &node.zone };
+                let (name, state) = (node.name.clone(), state(node).to_owned());
+                vec![node.id.to_string(), name, state, zone.to_owned(), node.peer_address.clone(), groups]
             }),
         ),
     }

@@ -41,6 +41,10 @@ pub struct StartOptions {
     /// Tells clusters apart; nodes with another token are refused [default: cloudpaxos].
     #[arg(long, value_name = "TEXT", env = "CLOUDPAXOS_CLUSTER_TOKEN", hide_env_values = true)]
     pub cluster_token: Option<String>,
+    /// Where this node stands, a rack or a zone of a cloud; replicas of a group are spread over zones [default: nothing
+    /// is said].
+    #[arg(long, value_name = "TEXT", env = "CLOUDPAXOS_ZONE", hide_env_values = true)]
+    pub zone: Option<String>,
     /// What this process does: some of shardmaster, shardkv, gateway [default: all].
     #[arg(long, value_name = "ROLE,…", env = "CLOUDPAXOS_ROLES", hide_env_values = true)]
     pub roles: Option<String>,

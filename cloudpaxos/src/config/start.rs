@@ -18,6 +18,8 @@ pub(super) const DATA_GROUPS_MAX: u64 = 512;
 /// Initial shards where no boundaries are given, unless there are more groups.
 const DEFAULT_SHARDS: u32 = 8;
 const BOUNDARIES_MAX: usize = 4096;
+/// Of a zone's name.
+const ZONE_BYTES_MAX: usize = 128;
 
 /// A configuration of one node that stands.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,6 +46,8 @@ pub struct StartConfig {
     pub join: bool,
     /// The token, if one was given: a directory with another one is refused.
     pub cluster_token: Option<String>,
+    /// Where it stands; empty where nothing is said.
+    pub zone: String,
     /// What the process does.
     pub roles: Roles,
     /// How a leader proves that it still leads.
@@ -201,6 +205,7 @@ impl StartConfig {
         Ok(StartConfig {
             data_dir: data_dir(layers, &roles)?,
             cluster_token: token(layers)?,
+            zone: zone(layers)?,
             read_mode: word(layers, "read-mode", "lease", &[("lease", ReadMode::Lease), ("quorum", ReadMode::Quorum)])?,
             timing: timing(layers)?,
             limits: Limits::resolve(layers)?,
@@ -397,6 +402,16 @@ pub(super) fn listen_address(
         return Err(ConfigError::PlaintextOffLoopback { origin: setting.origin, address: address.to_string(), tls });
     }
     Ok(address)
+}
+
+fn zone(layers: &Layers) -> Result<String, ConfigError> {
+    let setting = layers.get("zone", "");
+    let zone = setting.text()?;
+    let plain = |c: char| c.is_ascii_graphic();
+    match zone.len() <= ZONE_BYTES_MAX && zone.chars().all(plain) {
+        true => Ok(zone.to_owned()),
+        false => Err(setting.bad(format!("a zone has at most {ZONE_BYTES_MAX} letters, digits and signs, no spaces"))),
+    }
 }
 
 fn insecure_plaintext(layers: &Layers) -> Result<bool, ConfigError> {

@@ -32,6 +32,8 @@ const ROW_CACHE_BYTES: usize = 128 << 20;
 /// What one node or gateway is.
 pub(super) struct Site {
     pub(super) name: String,
+    /// Where it stands; empty where nothing is said.
+    pub(super) zone: String,
     /// Where it keeps its replicas and who it is there; `None` for a gateway alone.
     pub(super) identity: Option<(PathBuf, Identity)>,
     pub(super) genesis: Genesis,
@@ -74,6 +76,7 @@ impl Site {
         let info = infos.iter().find(|info| info.id == me).cloned();
         let info = NodeInfo {
             client_address: self.client_address.clone(),
+            zone: self.zone.clone(),
             ..info.unwrap_or(NodeInfo {
                 id: me,
                 name: self.name.clone(),

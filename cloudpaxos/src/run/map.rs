@@ -57,7 +57,9 @@ pub fn first_map(genesis: &Genesis, addresses: &BTreeMap<NodeId, String>) -> Sha
         balance: Default::default(),
         last_shard: ShardId(0),
         shardmaster: shardmaster(genesis),
+        last_group: GroupId(0),
         groups,
         nodes: node_infos(genesis, addresses),
     }
+    .counted()
 }

@@ -87,6 +87,7 @@ pub fn start(config: StartConfig, traces: Option<&Traces>) -> Result<(), Failure
     let Some(genesis) = genesis else { return Err(Failure::Usage("--initial-cluster is missing".into())) };
     let site = Site {
         name: config.name.to_string(),
+        zone: config.zone,
         identity: directory.as_ref().map(|directory| (directory.path.clone(), directory.identity.clone())),
         peer_addresses: described_addresses(&genesis),
         genesis,
@@ -136,6 +137,7 @@ pub fn dev(config: DevConfig) -> Result<(), Failure> {
         let directory = identity::open(&path, claim)?;
         let site = Site {
             name: member.name.to_string(),
+            zone: String::new(),
             identity: Some((directory.path.clone(), directory.identity.clone())),
             genesis: directory.identity.genesis.clone(),
             peer_addresses: addresses.clone(),

@@ -4,11 +4,13 @@ use bytes::Bytes;
 use proto::admin::admin_server::{Admin, AdminServer};
 use proto::admin::{
     BalanceExplainRequest, BalanceExplainResponse, Ballot, CancelMoveRequest, CancelMoveResponse, ChangeMembersRequest,
-    ChangeMembersResponse, DrainNodeRequest, DrainNodeResponse, Group, HotKey, MergeShardsRequest, MergeShardsResponse,
-    Move, MoveReport, MoveShardRequest, MoveShardResponse, MoveStage, MovesListRequest, MovesListResponse, Node,
-    PauseBalanceRequest, PauseBalanceResponse, Pin, PinPrefixRequest, PinPrefixResponse, RemoveNodeRequest,
-    RemoveNodeResponse, Replica, ReplicaReport, ReplicaState, Shard, ShardLoad, ShardsListRequest, ShardsListResponse,
-    ShardsTopRequest, ShardsTopResponse, SplitShardRequest, SplitShardResponse, StatusRequest, StatusResponse,
+    ChangeMembersResponse, CreateGroupRequest, CreateGroupResponse, DrainNodeRequest, DrainNodeResponse,
+    EmptyGroupRequest, EmptyGroupResponse, Group, HotKey, MergeShardsRequest, MergeShardsResponse, Move, MoveReport,
+    MoveShardRequest, MoveShardResponse, MoveStage, MovesListRequest, MovesListResponse, Node, PauseBalanceRequest,
+    PauseBalanceResponse, Pin, PinPrefixRequest, PinPrefixResponse, RemoveGroupRequest, RemoveGroupResponse,
+    RemoveNodeRequest, RemoveNodeResponse, Replica, ReplicaReport, ReplicaState, Shard, ShardLoad, ShardsListRequest,
+    ShardsListResponse, ShardsTopRequest, ShardsTopResponse, SplitShardRequest, SplitShardResponse, StatusRequest,
+    StatusResponse,
 };
 use proto::etcdserverpb::compare::TargetUnion;
 use proto::etcdserverpb::kv_server::{Kv, KvServer};
@@ -241,6 +243,21 @@ impl Admin for Gateway {
         _: Request<ChangeMembersRequest>,
     ) -> Result<Response<ChangeMembersResponse>, Status> {
         Err(Status::invalid_argument("a group has 1 to 7 replicas, not 0"))
+    }
+
+    async fn create_group(&self, _: Request<CreateGroupRequest>) -> Result<Response<CreateGroupResponse>, Status> {
+        Ok(Response::new(CreateGroupResponse { group: 1 }))
+    }
+
+    async fn empty_group(&self, request: Request<EmptyGroupRequest>) -> Result<Response<EmptyGroupResponse>, Status> {
+        match request.into_inner().group {
+            1 => Ok(Response::new(EmptyGroupResponse {})),
+            group => Err(Status::invalid_argument(format!("g{group} is no group that holds shards"))),
+        }
+    }
+
+    async fn remove_group(&self, _: Request<RemoveGroupRequest>) -> Result<Response<RemoveGroupResponse>, Status> {
+        Err(Status::invalid_argument("g2 has 4 shards, and 1 are on their way: empty it first"))
     }
 
     async fn drain_node(&self, _: Request<DrainNodeRequest>) -> Result<Response<DrainNodeResponse>, Status> {

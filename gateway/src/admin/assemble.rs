@@ -66,6 +66,7 @@ impl Answers {
             config: info.config.0,
             members: info.replicas.iter().map(|node| node.0).collect(),
             next: info.next.iter().map(|node| node.0).collect(),
+            emptying: info.emptying,
         }
     }
 
@@ -76,6 +77,7 @@ impl Answers {
             peer_address: info.peer_address.clone(),
             client_address: info.client_address.clone(),
             draining: info.draining,
+            zone: info.zone.clone(),
             ..Default::default()
         };
         match self.reports.get(&info.id) {

@@ -25,6 +25,9 @@ impl Pending {
             ReplyBody::Node(node) if matches!(self.call, Call::AddNode { .. }) => {
                 Next::Finish(Ok(Answer { revision: cx.core.known, body: AnswerBody::Node(node) }))
             }
+            ReplyBody::Group(group) if matches!(self.call, Call::ChangeGroups(_)) => {
+                Next::Finish(Ok(Answer { revision: cx.core.known, body: AnswerBody::Group(group) }))
+            }
             ReplyBody::Middle(key) if matches!(self.call, Call::Middle { .. }) => {
                 Next::Finish(Ok(Answer { revision: cx.core.known, body: AnswerBody::Middle(key) }))
             }
@@ -57,7 +60,8 @@ impl Pending {
             | ReplyBody::KnownMap { .. }
             | ReplyBody::Node(_)
             | ReplyBody::Move(_)
-            | ReplyBody::Middle(_) => self.lost(index, is_current, cx),
+            | ReplyBody::Middle(_)
+            | ReplyBody::Group(_) => self.lost(index, is_current, cx),
         }
     }
 

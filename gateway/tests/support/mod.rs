@@ -85,6 +85,7 @@ impl FakeCluster {
             balance: Default::default(),
             last_shard: ShardId(infos.len() as u64),
             shardmaster: GroupInfo::new(SHARDMASTER_GROUP, vec![NODE]),
+            last_group: GroupId(0),
             groups: ids.iter().map(|id| GroupInfo::new(*id, vec![NODE])).collect(),
             nodes: vec![node],
         };
@@ -123,6 +124,7 @@ impl FakeCluster {
             | RequestBody::AddNode { .. }
             | RequestBody::DrainNode { .. }
             | RequestBody::ChangeShards(_)
+            | RequestBody::ChangeGroups(_)
             | RequestBody::Middle { .. }
             | RequestBody::RemoveNode { .. } => panic!("nobody changes the cluster here"),
             RequestBody::Compact { revision } => {

@@ -29,7 +29,7 @@ const PLACE_MICROS: u64 = 1_000_000;
 const CLOSE_SLOTS: u64 = 64;
 
 /// What the host does about replicas, in the order of its work for state machines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Hosting {
     /// Open an empty state machine, deleting what may be left of an earlier one, and hand the replica to
     /// [`Core::open`].
@@ -38,6 +38,8 @@ pub enum Hosting {
         group: GroupId,
         /// The replica promises nothing below.
         floor: Ballot,
+        /// The members of a group that begins here and now; others learn who votes.
+        founders: Option<Vec<NodeId>>,
     },
     /// Delete the state of a replica that has ended, and report [`super::Input::Closed`].
     Close {
@@ -89,13 +91,21 @@ impl<S: Store> Core<S> {
             match self.groups.get(&id) {
                 None if plan.involves(me) && !busy && !forgot => {
                     let floor = Configuration::floor(plan.config).max(ended);
+                    // A node that was a founder, and closed its replica, has a tombstone.
+                    let founds =
+                        plan.config == ConfigId(0) && plan.replicas.contains(&me) && ended == Ballot::default();
+                    let founders = founds.then(|| plan.replicas.clone());
                     self.comings.opening.insert(id);
-                    self.out.hosting.push(Hosting::Open { group: id, floor });
+                    self.out.hosting.push(Hosting::Open { group: id, floor, founders });
                 }
                 Some(group) if !plan.involves(me) && plan.config >= newest_config(group) => self.close(id),
                 _ => {}
             }
         }
+        // Groups that are none any more.
+        let removed = |id: &&GroupId| **id <= map.last_group && map.group(**id).is_none();
+        let removed: Vec<GroupId> = self.groups.keys().filter(removed).copied().collect();
+        removed.into_iter().for_each(|id| self.close(id));
     }
 
     /// A replica's life ends: first for the others, then, when that is durable, on the disk.

@@ -64,6 +64,10 @@ impl<S: Store> Core<S> {
                 let command = MasterCommand::ChangeShards(change.clone());
                 self.master_asked(now, waiter, &command);
             }
+            RequestBody::ChangeGroups(change) => {
+                let command = MasterCommand::ChangeGroups(change.clone());
+                self.master_asked(now, waiter, &command);
+            }
             RequestBody::Middle { shard, epoch } => {
                 let (shard, epoch) = (*shard, *epoch);
                 self.middle_asked(now, waiter, &request, shard, epoch);

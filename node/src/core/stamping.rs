@@ -358,6 +358,7 @@ fn master_body(outcome: MasterOutcome) -> ReplyBody {
     match outcome {
         MasterOutcome::Applied | MasterOutcome::Nothing => ReplyBody::Logged,
         MasterOutcome::Node(node) => ReplyBody::Node(node),
+        MasterOutcome::Group(group) => ReplyBody::Group(group),
         MasterOutcome::Move(mv) => ReplyBody::Move(mv),
         MasterOutcome::Failed(error) => ReplyBody::Failed(error),
         MasterOutcome::Malformed(what) => ReplyBody::Failed(OpError::Malformed(what)),

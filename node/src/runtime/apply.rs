@@ -215,8 +215,8 @@ fn perform<S: Store>(
                     mailbox.push(Input::Snapshot(event));
                 }
             }
-            Job::Hosting(Hosting::Open { group, floor }) => {
-                if let Some(hosted) = machines.begin(group, floor)? {
+            Job::Hosting(Hosting::Open { group, floor, founders }) => {
+                if let Some(hosted) = machines.begin(group, floor, founders)? {
                     report(Report::Opened(hosted));
                     mailbox.wake();
                 }

@@ -9,6 +9,7 @@
 //! included; every run has a seed that fixes the choices (not the timing) and is printed.
 
 pub mod append;
+pub mod balancing;
 pub mod client;
 pub mod cluster;
 pub mod crash;

@@ -3,7 +3,7 @@
 use checkers::History;
 use clap::{Parser, Subcommand};
 use e2e::system::{Layout, System};
-use e2e::{HarnessError, crash, failover, moving, restart, smoke, workload};
+use e2e::{HarnessError, balancing, crash, failover, moving, restart, smoke, workload};
 use std::fs::{self, File};
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
@@ -81,6 +81,15 @@ enum Command {
         /// How often it moves under half the load that the cluster can bear; once more comes under all of it.
         #[arg(long, default_value_t = 4)]
         moves: u32,
+    },
+    /// How long the cluster takes to spread a hot range over its groups.
+    Balance {
+        /// Data groups of the cluster.
+        #[arg(long, default_value_t = 4)]
+        groups: u64,
+        /// For how long to look.
+        #[arg(long, default_value_t = 120)]
+        seconds: u64,
     },
     /// The basics of the API.
     Smoke {
@@ -187,6 +196,17 @@ async fn run(Arguments { command, directory }: Arguments) -> Result<(), HarnessE
             line("half of that", &measured.half);
             measured.moves.iter().for_each(|phase| line("half, a move", phase));
             line("saturated, a move", &measured.saturated_move);
+        }
+        Command::Balance { groups, seconds } => {
+            let seen = balancing::run(groups, Duration::from_secs(seconds), &directory).await?;
+            for (at, requests, spread) in &seen.looks {
+                println!("{at:6.1?}: {requests:?} requests, they differ by {:.0} %", spread * 100.0);
+            }
+            let after = seen.after.map_or("never".to_owned(), |after| format!("after {after:.1?}"));
+            println!(
+                "spread {after}, over {} shards; {} requests answered, {} failed, the longest {:.1?}",
+                seen.shards, seen.answered, seen.failed, seen.longest
+            );
         }
         Command::Smoke { system, layout } => {
             smoke::run(system, layout, directory).await?;

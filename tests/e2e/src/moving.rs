@@ -7,7 +7,7 @@ use crate::restart::load;
 use crate::system::{Layout, System};
 use bytes::Bytes;
 use proto::admin::admin_client::AdminClient;
-use proto::admin::{MoveShardRequest, MovesListRequest, ShardsListRequest};
+use proto::admin::{MoveShardRequest, MovesListRequest, PauseBalanceRequest, ShardsListRequest};
 use proto::etcdserverpb as pb;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -177,6 +177,9 @@ pub async fn run(bytes: u64, moves: u32, directory: PathBuf) -> Result<Moving, H
     load(&cluster, keys, VALUE_BYTES).await?;
     let endpoint = cluster.endpoints().into_iter().next().unwrap_or_default();
     let mut admin = AdminClient::new(channel(&endpoint));
+    // Nothing else is to move meanwhile.
+    let paused = PauseBalanceRequest { paused: true };
+    admin.pause_balance(paused).await.map_err(|status| HarnessError::rpc("pausing the balancer")(status))?;
     let mut measured = Moving::default();
     let writers = Writers::start(&cluster, keys, None);
     tokio::time::sleep(PHASE).await;

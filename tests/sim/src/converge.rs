@@ -58,7 +58,7 @@ impl World {
 
     fn look_again(&mut self, why: &str) -> Result<(), String> {
         if self.now - self.phase_since > CONVERGE_MICROS_MAX {
-            let groups: Vec<String> = self.plan.groups.iter().map(|(id, _)| self.describe(*id)).collect();
+            let groups: Vec<String> = self.groups().into_iter().map(|id| self.describe(id)).collect();
             let seconds = CONVERGE_MICROS_MAX / 1_000_000;
             return Err(format!("no convergence {seconds} s after everything was mended: {why}{}", groups.concat()));
         }
@@ -92,7 +92,7 @@ impl World {
 
     /// What is not equal yet.
     fn unequal(&self) -> Option<String> {
-        for (group, _) in &self.plan.groups {
+        for group in &self.groups() {
             let decided = self.invariants.last_decided(*group);
             for node in &self.newest_configuration(*group).members {
                 let Some(site) = self.sites.get(node).filter(|site| !site.retired) else { continue };
@@ -118,7 +118,7 @@ impl World {
         if let Some(planned) = map.reshapes.first() {
             return Some(format!("{planned:?} is not done"));
         }
-        for (group, _) in self.plan.groups.iter().skip(1) {
+        for group in map.groups.iter().map(|group| &group.id) {
             for node in &self.newest_configuration(*group).members {
                 let process = self.sites.get(node).filter(|site| !site.retired).and_then(|site| site.process.as_ref());
                 let Some(Machine::Data(reader)) = process.and_then(|it| it.machines.machine(*group)) else { continue };
@@ -160,7 +160,7 @@ impl World {
 
     /// All data replicas at the same slot have the same state; every client's view is explained.
     pub(crate) fn judge(&mut self) -> Result<(), String> {
-        for (group, _) in self.plan.groups.iter().skip(1) {
+        for group in self.groups().iter().skip(1) {
             let mut states: Vec<(NodeId, Slot, u64)> = Vec::new();
             for node in &self.plan.nodes {
                 let process = self.sites.get(node).and_then(|site| site.process.as_ref());
@@ -180,6 +180,8 @@ impl World {
         }
         if let Some(map) = self.newest_map() {
             let (first, last, now) = (self.plan.boundaries.len() as u64 + 1, map.last_shard.0, map.shards.len() as u64);
+            self.coverage.add("groups.created", map.last_group.0.saturating_sub(self.plan.groups.len() as u64));
+            self.coverage.add("groups.removed", map.last_group.0.saturating_sub(map.groups.len() as u64 + 1));
             self.coverage.add("shards.split", last.saturating_sub(first));
             self.coverage.add("shards.merged", last.saturating_sub(now));
         }

@@ -26,6 +26,8 @@ pub const REQUIRED: &[&str] = &[
     "gateway.crash",
     "gateway.retries",
     "group_commit.shared",
+    "groups.created",
+    "groups.removed",
     "handover",
     "members.changed",
     "members.closed",

@@ -166,11 +166,11 @@ impl World {
 
     /// Mutants that make up what a peer has not said.
     fn forge(&mut self, me: NodeId, peer: NodeId, message: &NodeMessage) {
-        let leads = |process: &mut Process, plan: &crate::plan::Plan| {
-            plan.groups.iter().any(|(id, _)| process.core.replica(*id).is_some_and(|it| it.leading().is_some()))
+        let groups = self.hosted.clone();
+        let leads = |process: &mut Process| {
+            groups.iter().any(|id| process.core.replica(*id).is_some_and(|it| it.leading().is_some()))
         };
-        let plan = self.plan.clone();
-        if plan.options.mutant.is_none() || !self.process(me).is_some_and(|process| leads(process, &plan)) {
+        if self.plan.options.mutant.is_none() || !self.process(me).is_some_and(leads) {
             return;
         }
         match (self.plan.options.mutant, message) {
@@ -208,7 +208,7 @@ impl World {
             let process = site.and_then(|site| Some((site.clock.read(self.now), site.process.as_ref()?)));
             process.is_some_and(|(now, process)| process.core.holds_lease(now, group))
         };
-        for (group, _) in &self.plan.groups {
+        for group in &self.hosted {
             if holds(&node, *group) {
                 let holders: Vec<NodeId> = self.plan.nodes.iter().copied().filter(|id| holds(id, *group)).collect();
                 Invariants::lease(*group, &holders)?;

@@ -62,6 +62,7 @@ impl World {
             balance: Default::default(),
             last_shard: ShardId(0),
             shardmaster: GroupInfo::new(SHARDMASTER_GROUP, self.plan.groups[0].1.clone()),
+            last_group: GroupId(0),
             groups,
             nodes: self.plan.nodes.iter().copied().map(World::node_info).collect(),
         }

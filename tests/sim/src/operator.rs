@@ -5,7 +5,7 @@ use crate::plan::Fault;
 use crate::world::{Event, Phase, World};
 use node::core::{Hosting, Input};
 use paxos::{Configuration, GroupId, NodeId};
-use shardkv::map::{SHARDMASTER_GROUP, ShardChange, ShardMap};
+use shardkv::map::{GroupChange, SHARDMASTER_GROUP, ShardChange, ShardMap};
 use shardkv::request::{Request, RequestBody};
 use shardkv::types::Revision;
 
@@ -18,7 +18,7 @@ impl World {
         let Some(most) = self.plan.changes_micros_max.filter(|_| self.phase == Phase::Faults) else { return };
         let next = self.random.skewed(100_000, most);
         self.schedule(next, Event::Operator);
-        let groups: Vec<GroupId> = self.plan.groups.iter().map(|(group, _)| *group).collect();
+        let groups = self.groups();
         let Some(group) = self.random.pick(&groups).copied() else { return };
         let members = self.members();
         self.coverage.hit("members.wanted");
@@ -31,17 +31,44 @@ impl World {
         let Some(most) = self.plan.moves_micros_max.filter(|_| self.phase == Phase::Faults) else { return };
         let next = self.random.skewed(10_000, most);
         self.schedule(next, Event::Mover);
-        let Some(change) = self.wish() else { return };
+        let wish = match self.random.chance(120) {
+            true => self.wish_for_groups().map(RequestBody::ChangeGroups),
+            false => self.wish().map(RequestBody::ChangeShards),
+        };
+        let Some(body) = wish else { return };
         self.coverage.hit("moves.wanted");
-        self.trace.line(self.now, format_args!("operator wants {change:?}"));
-        self.ask_shardmaster(&RequestBody::ChangeShards(change));
+        self.trace.line(self.now, format_args!("operator wants {body:?}"));
+        self.ask_shardmaster(&body);
+    }
+
+    /// A group more, or less.
+    fn wish_for_groups(&mut self) -> Option<GroupChange> {
+        let map = self.newest_map()?;
+        let group = self.random.pick(&map.groups).map(|group| group.id)?;
+        Some(match self.random.below(10) {
+            0..4 if map.groups.len() < self.plan.groups.len() + 2 => {
+                GroupChange::Create { members: self.members(), nonce: self.random.below(1 << 20) + 1 }
+            }
+            0..6 => GroupChange::Empty { group, emptying: true },
+            6 => GroupChange::Empty { group, emptying: false },
+            _ => GroupChange::Remove { group },
+        })
+    }
+
+    /// The groups of the newest map.
+    pub(crate) fn groups(&self) -> Vec<GroupId> {
+        let map = self.newest_map().filter(|map| !map.groups.is_empty());
+        map.map_or_else(
+            || self.plan.groups.iter().map(|(group, _)| *group).collect(),
+            |map| map.all_groups().map(|group| group.id).collect(),
+        )
     }
 
     fn wish(&mut self) -> Option<ShardChange> {
         let map = self.newest_map()?;
         let at = usize::try_from(self.random.below(map.shards.len().max(1) as u64)).unwrap_or_default();
         let shard = map.shards.get(at)?;
-        let groups: Vec<GroupId> = self.plan.groups.iter().skip(1).map(|(group, _)| *group).collect();
+        let groups: Vec<GroupId> = map.groups.iter().map(|group| group.id).collect();
         Some(match self.random.below(100) {
             0..12 => ShardChange::CancelMove { mv: map.last_move },
             12..30 => {
@@ -89,9 +116,10 @@ impl World {
         let failed = |error: shardkv::StoreError| format!("{node}: {error}");
         let Some(process) = self.sites.get_mut(&node).and_then(|site| site.process.as_mut()) else { return Ok(()) };
         match hosting {
-            Hosting::Open { group, floor } => {
-                let opened = process.machines.begin(group, floor).map_err(failed)?;
+            Hosting::Open { group, floor, founders } => {
+                let opened = process.machines.begin(group, floor, founders).map_err(failed)?;
                 process.opened.extend(opened);
+                self.hosted.insert(group);
                 self.invariants.opened(node, group);
                 self.coverage.hit("members.opened");
             }

@@ -12,7 +12,7 @@ use crate::random::Random;
 use crate::trace::Trace;
 use node::core::Input;
 use node::wire::NodeMessage;
-use paxos::NodeId;
+use paxos::{GroupId, NodeId};
 use shardkv::request::{Reply, Request};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -150,6 +150,8 @@ pub struct World {
     pub phase_since: u64,
     /// Gateways whose final read is still missing.
     pub unread: BTreeSet<usize>,
+    /// Every group of which there ever was a replica.
+    pub hosted: BTreeSet<GroupId>,
 }
 
 impl World {
@@ -177,6 +179,7 @@ impl World {
             phase: Phase::Faults,
             phase_since: 0,
             unread: BTreeSet::new(),
+            hosted: plan.groups.iter().map(|(group, _)| *group).collect(),
             plan,
         };
         world.begin();

@@ -165,7 +165,7 @@ impl World {
     pub(super) fn collect(&mut self, node: NodeId) -> Result<(), String> {
         self.later(node, COLLECT_MICROS, NodeEvent::Collect);
         let (now, lag) = (self.now, self.plan.compaction.unwrap_or(u64::MAX));
-        let groups: Vec<GroupId> = self.plan.groups.iter().map(|(group, _)| *group).collect();
+        let groups: Vec<GroupId> = self.hosted.iter().copied().collect();
         for group in groups {
             let Some(process) = self.process(node) else { return Ok(()) };
             let Some(Machine::Data(reader)) = process.machines.machine(group) else { continue };

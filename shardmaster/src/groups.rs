@@ -1,0 +1,153 @@
+//! Data groups that are created, emptied and removed while the cluster serves. A new group begins in configuration 0 with
+//! the members that the map names; nobody has voted there before, because no number is given twice.
+
+use crate::placement;
+use crate::state::{MEMBERS_MAX, MasterOutcome, MasterState, refused};
+use paxos::{GroupId, NodeId};
+use shardkv::map::{GroupChange, GroupInfo, SHARDMASTER_GROUP};
+
+/// Data groups of a cluster.
+const GROUPS_MAX: usize = 1000;
+/// Replicas of a new group, where nobody says and there are so many nodes.
+const REPLICAS: usize = 3;
+
+impl MasterState {
+    pub(crate) fn change_groups(&mut self, change: GroupChange) -> MasterOutcome {
+        match change {
+            GroupChange::Create { members, nonce } => self.create_group(members, nonce),
+            GroupChange::Empty { group, emptying } => self.empty_group(group, emptying),
+            GroupChange::Remove { group } => self.remove_group(group),
+        }
+    }
+
+    fn create_group(&mut self, mut members: Vec<NodeId>, nonce: u64) -> MasterOutcome {
+        if let Some(known) = self.map.groups.iter().find(|group| nonce > 0 && group.nonce == nonce) {
+            return MasterOutcome::Group(known.id);
+        }
+        if self.map.groups.len() >= GROUPS_MAX {
+            return refused(format!("there are {GROUPS_MAX} data groups, and there cannot be more"));
+        }
+        if members.is_empty() {
+            members = placement::spread(&self.map, REPLICAS);
+        }
+        members.sort_unstable();
+        members.dedup();
+        if members.is_empty() || members.len() > MEMBERS_MAX {
+            return refused(format!("a group has 1 to {MEMBERS_MAX} replicas, not {}", members.len()));
+        }
+        let keeps = |node: &NodeId| self.map.nodes.iter().any(|known| known.id == *node && known.keeps_data);
+        if let Some(stranger) = members.iter().find(|node| !keeps(node)) {
+            return refused(format!("{stranger} is no node of the map that holds replicas of data groups"));
+        }
+        let id = GroupId(self.map.last_group.0 + 1);
+        self.map.last_group = id;
+        self.map.groups.push(GroupInfo { nonce, ..GroupInfo::new(id, members) });
+        self.map.version += 1;
+        MasterOutcome::Group(id)
+    }
+
+    fn empty_group(&mut self, id: GroupId, emptying: bool) -> MasterOutcome {
+        let others = self.map.groups.iter().any(|group| group.id != id && !group.emptying);
+        let group = self.map.group_mut(id).filter(|group| group.id != SHARDMASTER_GROUP);
+        let Some(group) = group else { return refused(format!("{id} is no group that holds shards")) };
+        if emptying && !others {
+            return refused(format!("{id} is the only group that takes shards: create another one first"));
+        }
+        let changes = group.emptying != emptying;
+        group.emptying = emptying;
+        self.map.version += u64::from(changes);
+        MasterOutcome::Applied
+    }
+
+    fn remove_group(&mut self, id: GroupId) -> MasterOutcome {
+        if id == SHARDMASTER_GROUP {
+            return refused(format!("{id} is the shardmaster's own group"));
+        }
+        if id <= self.map.last_group && self.map.group(id).is_none() {
+            return MasterOutcome::Applied; // asked again
+        }
+        let map = &self.map;
+        let shards = map.shards.iter().filter(|shard| shard.group == id).count();
+        let moves = map.moves.iter().filter(|planned| [planned.from, planned.to].contains(&id)).count();
+        let cut = map.reshapes.iter().filter(|planned| planned.group == id).count();
+        if shards + moves + cut > 0 {
+            return refused(format!("{id} has {shards} shards, and {moves} are on their way: empty it first"));
+        }
+        if let Some(pin) = map.balance.pins.iter().find(|pin| pin.group == id) {
+            return refused(format!("{} is pinned to {id}: unpin it first", pin.shown()));
+        }
+        if map.group(id).is_none() {
+            return refused(format!("{id} is no group of the map"));
+        }
+        if map.groups.len() == 1 {
+            return refused(format!("{id} is the only data group"));
+        }
+        self.map.groups.retain(|group| group.id != id);
+        self.map.version += 1;
+        MasterOutcome::Applied
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::MasterCommand;
+    use shardkv::map::{NodeInfo, ShardChange, ShardMap};
+    use shardkv::types::{MoveId, ShardId};
+
+    fn state() -> MasterState {
+        let node = |id, zone: &str| NodeInfo {
+            id: NodeId(id),
+            zone: zone.into(),
+            keeps_data: true,
+            keeps_metadata: true,
+            ..NodeInfo::default()
+        };
+        let members = [1, 2, 3].map(NodeId).to_vec();
+        let map = ShardMap {
+            shards: crate::initial_shards(&[], &[GroupId(2)]),
+            shardmaster: GroupInfo::new(SHARDMASTER_GROUP, members.clone()),
+            groups: vec![GroupInfo::new(GroupId(2), members)],
+            nodes: vec![node(1, "a"), node(2, "a"), node(3, "b"), node(4, "b"), node(5, "c")],
+            ..ShardMap::default()
+        };
+        let mut state = MasterState::default();
+        assert_eq!(state.apply(MasterCommand::Genesis(Box::new(map))), MasterOutcome::Applied);
+        state
+    }
+
+    fn change(state: &mut MasterState, change: GroupChange) -> MasterOutcome {
+        state.apply(MasterCommand::ChangeGroups(change))
+    }
+
+    #[test]
+    fn a_group_is_created_where_there_is_room_and_once() {
+        let mut state = state();
+        let create = GroupChange::Create { members: vec![], nonce: 77 };
+        assert_eq!(change(&mut state, create.clone()), MasterOutcome::Group(GroupId(3)));
+        assert_eq!(change(&mut state, create), MasterOutcome::Group(GroupId(3)), "asked again");
+        let members = &state.map.group(GroupId(3)).expect("it is there").replicas;
+        assert_eq!(*members, [1, 4, 5].map(NodeId), "the emptiest of each zone");
+        let stranger = GroupChange::Create { members: vec![NodeId(9)], nonce: 78 };
+        assert!(matches!(change(&mut state, stranger), MasterOutcome::Failed(_)));
+    }
+
+    #[test]
+    fn a_group_goes_only_when_it_is_empty_and_its_number_is_never_given_again() {
+        let mut state = state();
+        change(&mut state, GroupChange::Create { members: vec![NodeId(4)], nonce: 1 });
+        let (two, three) = (GroupId(2), GroupId(3));
+        assert!(matches!(change(&mut state, GroupChange::Remove { group: two }), MasterOutcome::Failed(_)));
+        assert_eq!(change(&mut state, GroupChange::Empty { group: two, emptying: true }), MasterOutcome::Applied);
+        let last = GroupChange::Empty { group: three, emptying: true };
+        assert!(matches!(change(&mut state, last), MasterOutcome::Failed(_)), "somebody must take the shards");
+        state.apply(MasterCommand::ChangeShards(ShardChange::Move { shard: ShardId(1), to: three }));
+        assert!(matches!(change(&mut state, GroupChange::Remove { group: two }), MasterOutcome::Failed(_)));
+        state.apply(MasterCommand::Arrived { mv: MoveId(1) });
+        assert_eq!(change(&mut state, GroupChange::Remove { group: two }), MasterOutcome::Applied);
+        assert_eq!(change(&mut state, GroupChange::Remove { group: two }), MasterOutcome::Applied, "asked again");
+        assert!(matches!(change(&mut state, GroupChange::Remove { group: three }), MasterOutcome::Failed(_)));
+        let create = GroupChange::Create { members: vec![NodeId(1)], nonce: 2 };
+        assert_eq!(change(&mut state, create), MasterOutcome::Group(GroupId(4)));
+    }
+}
