@@ -405,7 +405,7 @@ pub(super) fn listen_address(
 }
 
 fn zone(layers: &Layers) -> Result<String, ConfigError> {
-    let setting = layers.get("zone", "");
+    let Some(setting) = layers.find("zone") else { return Ok(String::new()) };
     let zone = setting.text()?;
     let plain = |c: char| c.is_ascii_graphic();
     match zone.len() <= ZONE_BYTES_MAX && zone.chars().all(plain) {

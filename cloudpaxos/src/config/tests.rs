@@ -357,4 +357,7 @@ fn a_node_that_joins_is_none_of_those_that_form_the_cluster_and_says_where_it_is
     assert!(complaint(&["--join"]).contains("none of those that form the cluster"));
     assert!(complaint(&["--dead-after-seconds", "5"]).contains("ten election timeouts"));
     assert_eq!(node(&["--dead-after-seconds", "0"]).expect("never").timing.dead_after, Duration::ZERO);
+    assert_eq!(node(&[]).expect("nothing is said of a zone").zone, "");
+    assert_eq!(node(&["--zone", "eu-1a"]).expect("a zone").zone, "eu-1a");
+    assert!(complaint(&["--zone", "eu 1a"]).contains("no spaces"));
 }

@@ -120,3 +120,75 @@ async fn nodes_come_and_go_and_no_request_fails() {
     let groups = well(&["groups", "list"]);
     assert!(!groups.contains("n1") && !groups.contains("n2"), "{groups}");
 }
+
+/// Waits until a group has shards, or has none and is gone.
+async fn await_shards(address: &str, group: u64) {
+    let deadline = Instant::now() + Duration::from_secs(90);
+    loop {
+        let listed = run(&["groups", "list", "-o", "json", "--endpoints", address]).unwrap_or_default();
+        let listed: serde_json::Value = serde_json::from_str(&listed).unwrap_or_default();
+        let groups = listed["groups"].as_array().cloned().unwrap_or_default();
+        let shards = groups.iter().find(|it| it["group"] == group).and_then(|it| it["shards"].as_u64());
+        if shards.is_some_and(|shards| shards > 0) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "group {group} gets no shards: {listed}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Three nodes with two groups grow to five with four, and shrink back, by the commands that an operator would type.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_grows_and_shrinks_and_no_request_fails() {
+    let parent = tempfile::tempdir().expect("a directory");
+    let cluster = Cluster::start(System::Cloudpaxos, Layout::AllRoles, parent.path()).await.expect("a cluster");
+    let ports = free_ports(4).expect("four free ports");
+    let third = cluster.endpoint(2).expect("it serves clients");
+    let address = third.trim_start_matches("http://").to_owned();
+    let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let clients: Vec<_> =
+        (0..8).map(|number| tokio::spawn(append(third.clone(), number, stop.clone(), done.clone()))).collect();
+    let well = |words: &[&str]| {
+        let said = run(&[words, &["--endpoints", &address]].concat());
+        said.unwrap_or_else(|error| panic!("{words:?}: {error}"))
+    };
+
+    let began = Instant::now();
+    let _n4 = start(&cluster, "n4", &parent.path().join("n4"), (ports[0], ports[1]));
+    let _n5 = start(&cluster, "n5", &parent.path().join("n5"), (ports[2], ports[3]));
+    await_node(&address, "n4").await;
+    await_node(&address, "n5").await;
+    for (group, nodes) in [("4", ["n1", "n4", "n5"]), ("5", ["n2", "n4", "n5"])] {
+        let [a, b, c] = nodes;
+        let create = ["groups", "create", "--node", a, "--node", b, "--node", c];
+        let said = tokio::task::block_in_place(|| well(&create));
+        assert!(said.contains(&format!("group {group} has the members {a}, {b}, {c}")), "{said}");
+    }
+    await_shards(&address, 4).await;
+    await_shards(&address, 5).await;
+    let grown = began.elapsed();
+    for group in ["4", "5"] {
+        let said = tokio::task::block_in_place(|| well(&["groups", "empty", group]));
+        assert!(said.contains("has no shards"), "{said}");
+        let deadline = Instant::now() + Duration::from_secs(30);
+        // Its last shard may still be on its way to be dropped.
+        while let Err(why) = run(&["groups", "delete", group, "--endpoints", &address]) {
+            assert!(Instant::now() < deadline, "{why}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+    for node in ["n4", "n5"] {
+        tokio::task::block_in_place(|| well(&["nodes", "drain", node]));
+        well(&["nodes", "remove", node]);
+    }
+    stop.store(true, Ordering::Relaxed);
+    let mut longest = Duration::ZERO;
+    for client in clients {
+        longest = longest.max(client.await.expect("no request failed"));
+    }
+    let appends = done.load(Ordering::Relaxed);
+    eprintln!("grown after {grown:.1?}, back after {:.1?}; {appends} appends, the longest {longest:?}", began.elapsed());
+    assert!(longest < STALL_MAX, "{longest:?}");
+    let groups = well(&["groups", "list"]);
+    assert!(!groups.contains("n4") && !groups.contains("n5"), "{groups}");
+}
