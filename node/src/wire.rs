@@ -115,12 +115,17 @@ pub enum NodeMessage {
         shard: ShardId,
         /// Its epoch.
         epoch: Epoch,
-        /// A key that has about half of its bytes before it.
-        at: Bytes,
+        /// A key that has about half of its bytes before it; `None` where no key but the first could be that.
+        at: Option<Bytes>,
     },
     /// To the shardmaster's leader: how busy the shards are that the sender serves, and what those hold that it leads.
     /// All of them; what was told before does not count any more.
-    Loads(Vec<ShardLoad>),
+    Loads {
+        /// The groups that it leads, and can write to.
+        led: Vec<GroupId>,
+        /// By shard.
+        loads: Vec<ShardLoad>,
+    },
     /// A piece of a group's image.
     SnapshotPiece {
         /// The group.

@@ -31,8 +31,8 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Session outcomes per piece.
-const SESSION_ROWS_PER_PIECE: usize = 256;
+/// Session outcomes per piece; a row of more than that is cut.
+const SESSION_OUTCOMES_PER_PIECE: usize = 1024;
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Piece {
@@ -97,11 +97,19 @@ impl<S: Store> Source<S> {
         let owned = shards.iter().flat_map(OwnedShard::spaces);
         let spaces: BTreeSet<SpaceId> = owned.chain(arriving.iter().copied()).collect();
         let mut todo = VecDeque::from([Todo::Header(Box::new(Piece::Header { meta, shards, arrivals, gone }))]);
-        let mut sessions = group.state.sessions.export();
-        while !sessions.is_empty() {
-            let rest = sessions.split_off(sessions.len().min(SESSION_ROWS_PER_PIECE));
-            todo.push_back(Todo::Sessions(std::mem::replace(&mut sessions, rest)));
+        let (mut rows, mut count): (Vec<(Slot, Vec<Executed>)>, usize) = (Vec::new(), 0);
+        for (slot, mut row) in group.state.sessions.export() {
+            while !row.is_empty() {
+                let rest = row.split_off(row.len().min(SESSION_OUTCOMES_PER_PIECE - count));
+                count += row.len();
+                rows.push((slot, std::mem::replace(&mut row, rest)));
+                if count >= SESSION_OUTCOMES_PER_PIECE {
+                    todo.push_back(Todo::Sessions(std::mem::take(&mut rows)));
+                    count = 0;
+                }
+            }
         }
+        todo.extend((!rows.is_empty()).then_some(Todo::Sessions(rows)));
         for space in spaces {
             for kind in [LATEST, HISTORY, INDEX] {
                 let rest = group.shared.keys.space(space).kind(kind);
@@ -264,7 +272,12 @@ impl<S: Store> SnapshotSink for Sink<S> {
             (Piece::Header { .. }, Some(_)) => Err(StoreError::Image("a second header".into())),
             (_, None) => Err(StoreError::Image("a piece before the header".into())),
             (Piece::Sessions { rows }, Some(_)) => {
-                self.sessions.extend(rows);
+                for (slot, row) in rows {
+                    match self.sessions.last_mut().filter(|(last, _)| *last == slot) {
+                        Some((_, begun)) => begun.extend(row),
+                        None => self.sessions.push((slot, row)),
+                    }
+                }
                 Ok(())
             }
             (Piece::Rows { space, kind, rows }, Some(_)) => self.write_rows(space, kind, rows),

@@ -62,6 +62,7 @@ pub use cached::{CacheFigures, CachedStore};
 pub use changes::{Changes, Event};
 pub use collect::Progress;
 pub use group::DataGroup;
+pub use measure::Measured;
 pub use memory::MemoryStore;
 pub use reader::{ReadError, Reader};
 #[cfg(feature = "rocks")]

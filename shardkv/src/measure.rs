@@ -13,10 +13,23 @@ use std::ops::ControlFlow;
 const WALKED_BYTES_MAX: u64 = 4 << 20;
 /// Rows looked at on such a walk.
 const WALKED_ROWS_MAX: usize = 200_000;
-/// Keys counted to tell how large one is.
-const COUNTED_KEYS: u64 = 1000;
+/// Rows looked at to tell how large a key is.
+const COUNTED_ROWS: u64 = 1000;
 /// Halvings of the range in which the middle lies: as many as two keys may have bits in common, and some.
 const HALVINGS_MAX: usize = 512;
+
+/// What a shard holds, about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Measured {
+    /// The shard.
+    pub shard: ShardId,
+    /// The epoch at which it was measured.
+    pub epoch: Epoch,
+    /// Bytes in storage, history included.
+    pub bytes: u64,
+    /// Keys.
+    pub keys: u64,
+}
 
 impl<S: Store> Reader<S> {
     /// About how many bytes a shard's rows take in storage, history and revision index included; what was written
@@ -27,26 +40,33 @@ impl<S: Store> Reader<S> {
         self.bytes_in(shard, &shard.bounds)
     }
 
-    /// About how many bytes each shard takes in storage, and how many keys it holds.
-    pub fn measure(&self) -> Result<Vec<(ShardId, u64, u64)>, ReadError> {
+    /// About how many bytes each shard takes in storage, and how many keys it holds, unless `stop`, asked between
+    /// shards, says that nobody wants to know any more.
+    pub fn measure(&self, stop: &dyn Fn() -> bool) -> Result<Vec<Measured>, ReadError> {
         let shards = self.shared.shards();
         let measured = shards.values().map(|shard| {
             let info = &shard.info;
-            Ok((info.id, self.bytes_in(info, &info.bounds), self.keys_in(info)?))
+            if stop() {
+                return Err(ReadError::Stopped);
+            }
+            let (bytes, keys) = (self.bytes_in(info, &info.bounds), self.keys_in(info)?);
+            Ok(Measured { shard: info.id, epoch: info.epoch, bytes, keys })
         });
         measured.collect()
     }
 
     /// About how many keys a shard holds: the first ones are counted, and the others taken for as large.
     fn keys_in(&self, shard: &OwnedShard) -> Result<u64, ReadError> {
-        let (mut counted, mut last) = (0, None);
+        // Rows are looked at, not live keys: a queue may begin with any number of deletions.
+        let (mut counted, mut looked_at, mut last) = (0, 0, None);
         for (part, space) in shard.parts() {
             let space = self.shared.keys.space(space);
             self.shared.store.scan(&space.latest_range(&part.keys()), &mut |row_key, row| {
-                if counted >= COUNTED_KEYS {
+                if looked_at >= COUNTED_ROWS {
                     last = Some(Bytes::copy_from_slice(space.rest(row_key)));
                     return Ok(ControlFlow::Break(()));
                 }
+                looked_at += 1;
                 counted += u64::from(!Head::parse(row)?.tombstone);
                 Ok(ControlFlow::Continue(()))
             })?;

@@ -209,6 +209,15 @@ impl Sessions {
         evicted: Revision,
         row: Slot,
     ) -> (Revision, Vec<Executed>) {
+        // What lies below the stricter mark goes first: it must not tell a session's last use here, where a replica that
+        // got an image has never seen it.
+        let mut marks: BTreeMap<u128, u64> = BTreeMap::new();
+        for tag in outcomes.iter().map(|executed| executed.tag) {
+            let mark = marks.entry(tag.session).or_default();
+            *mark = tag.low_water.max(*mark);
+        }
+        let mut outcomes = outcomes;
+        outcomes.retain(|executed| executed.tag.sequence >= marks[&executed.tag.session]);
         // As in a reload (see `restore`): the newest outcome tells a session's birth and its last use.
         let newest: BTreeMap<u128, (Revision, Revision)> =
             outcomes.iter().map(|it| (it.tag.session, (it.revision, it.tag.born))).collect();
@@ -332,6 +341,27 @@ mod tests {
             }
         }
         Essence { floors, sessions: all, outcomes }
+    }
+
+    /// One of two tables has heard a higher mark, the other has done something newer below it.
+    #[test]
+    fn a_merged_table_is_the_same_from_rows_and_from_an_image() {
+        let executed = |shard, sequence, low_water, revision| {
+            let tag = SessionTag { session: 7, born: Revision(1), sequence, low_water };
+            Executed { shard: ShardId(shard), tag, revision: Revision(revision), path: Vec::new() }
+        };
+        let mut live = Sessions::new(LIMITS);
+        live.record(&mut executed(1, 10, 10, 90), Slot(1));
+        live.record(&mut executed(2, 7, 5, 100), Slot(2));
+        let mut outcomes: Vec<Executed> =
+            [1, 2].iter().flat_map(|shard| live.export_shard(ShardId(*shard), Revision(0))).collect();
+        outcomes.sort_by_key(|executed| executed.revision);
+        [1, 2].iter().for_each(|shard| live.forget(ShardId(*shard)));
+        let (evicted, kept) = live.adopt(ShardId(1), outcomes, Revision(0), Slot(3));
+        let known = [(ShardId(1), evicted, Slot(3))];
+        let from_rows = Sessions::restore(LIMITS, &known, vec![(Slot(3), kept)]);
+        assert_eq!(essence(&from_rows), essence(&Sessions::restore(LIMITS, &known, live.export())));
+        assert_eq!(essence(&from_rows).sessions, [(ShardId(1), 7, Revision(1), 10, Revision(90))]);
     }
 
     proptest! {

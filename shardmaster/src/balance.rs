@@ -11,6 +11,7 @@
 //! - Leaders stay where they are: each write needs the sequencer, and the leader of a group is best at its side.
 
 use crate::load::ShardLoad;
+use crate::reshapes::SHARDS_MAX;
 use paxos::GroupId;
 use shardkv::map::{Pin, ShardChange, ShardInfo, ShardMap};
 use shardkv::types::ShardId;
@@ -44,6 +45,11 @@ pub struct Facts {
     pub resting: BTreeSet<ShardId>,
     /// Shards that have been small and cold for long.
     pub cold: BTreeSet<ShardId>,
+    /// Groups whose leaders have been heard lately, and can write. The others neither get nor give anything: their silence
+    /// is no sign of leisure.
+    pub led: BTreeSet<GroupId>,
+    /// Shards that were to be split in their middle, and have none.
+    pub whole: BTreeSet<ShardId>,
 }
 
 /// A thing to do.
@@ -72,6 +78,11 @@ const TOO_MANY_BYTES: u64 = 1300;
 const TOO_COARSE: u64 = 200;
 /// Shards that are split in one round.
 const SPLITS_MAX: usize = 8;
+/// With more shards per group, none is split by load: whoever writes to ever new keys would have them split for ever.
+const SHARDS_PER_GROUP_MAX: usize = 64;
+/// A move must lower the larger of two sums by this part of a fair share, in thousandths: or a shard that has most of the
+/// load would go to and fro.
+const GAIN_MIN: u64 = 50;
 /// As many shards per group are left, however cold.
 const SHARDS_PER_GROUP: usize = 4;
 /// A shard is small, and may be merged, below this part of [`Policy::split_bytes`].
@@ -117,7 +128,13 @@ pub fn plan(map: &ShardMap, facts: &Facts, policy: Policy) -> Plan {
 impl Planner<'_> {
     /// Groups that may get shards.
     fn takers(&self) -> Vec<GroupId> {
-        self.map.groups.iter().filter(|group| !group.emptying).map(|group| group.id).collect()
+        let takes = |group: &GroupId| self.facts.led.contains(group);
+        self.map.groups.iter().filter(|group| !group.emptying).map(|group| group.id).filter(takes).collect()
+    }
+
+    /// Whether a shard may be changed: nothing else is under way, and its group has a leader to do it.
+    fn is_free(&self, shard: &ShardInfo) -> bool {
+        !self.busy.contains(&shard.id) && self.facts.led.contains(&shard.group)
     }
 
     fn requests(&self, shard: ShardId) -> u64 {
@@ -153,7 +170,10 @@ impl Planner<'_> {
             let shards = self.map.shards.iter().filter(|shard| shard.group == group.id).count();
             let (rate, held) = (requests.get(&group.id).unwrap_or(&0), bytes.get(&group.id).unwrap_or(&0));
             let emptying = if group.emptying { ", to be emptied" } else { "" };
-            let text = format!("{}: {shards} shards, {rate} requests/s, {} MiB{emptying}", group.id, held >> 20);
+            let silent =
+                if self.facts.led.contains(&group.id) { "" } else { ", without a leader that can write: left alone" };
+            let text =
+                format!("{}: {shards} shards, {rate} requests/s, {} MiB{emptying}{silent}", group.id, held >> 20);
             self.plan.why.push(text);
         }
         for planned in &self.map.moves {
@@ -176,7 +196,7 @@ impl Planner<'_> {
     }
 
     fn may_move(&self, shard: &ShardInfo) -> bool {
-        self.moves < self.policy.moves_max && !self.busy.contains(&shard.id) && self.pin_of(shard).is_none()
+        self.moves < self.policy.moves_max && self.is_free(shard) && self.pin_of(shard).is_none()
     }
 
     /// Keys that are pinned to a group lie in shards of their own, and there.
@@ -189,7 +209,7 @@ impl Planner<'_> {
             }
             let bounds = pin.bounds();
             for shard in map.shards.iter().filter(|shard| shard.bounds.intersects(&bounds.keys())) {
-                if self.busy.contains(&shard.id) {
+                if !self.is_free(shard) {
                     continue;
                 }
                 let ends = std::iter::once(&bounds.start).chain(&bounds.end);
@@ -225,8 +245,18 @@ impl Planner<'_> {
     fn split_large(&mut self) {
         let map = self.map;
         let large = map.shards.iter().filter(|shard| self.bytes(shard.id) > self.policy.split_bytes);
-        for shard in large.filter(|shard| !self.busy.contains(&shard.id)).take(SPLITS_MAX).collect::<Vec<_>>() {
+        for shard in large.filter(|shard| self.is_free(shard)).take(SPLITS_MAX).collect::<Vec<_>>() {
             let (has, most) = (self.bytes(shard.id) >> 20, self.policy.split_bytes >> 20);
+            if self.facts.whole.contains(&shard.id) {
+                self.say(format!(
+                    "{} has {has} MiB, more than {most}, and is not split: one key has most of it",
+                    shard.id
+                ));
+                continue;
+            }
+            if map.shards.len() >= SHARDS_MAX {
+                return self.say(format!("{} is large, but there are {SHARDS_MAX} shards already", shard.id));
+            }
             self.busy.insert(shard.id);
             self.plan.steps.push(Step::Halve(shard.id));
             self.say(format!("{} is split in its middle: it has {has} MiB, more than {most}", shard.id));
@@ -263,9 +293,12 @@ impl Planner<'_> {
 
     fn split_busy(&mut self, carried: &BTreeMap<GroupId, u64>, fair: u64) {
         let map = self.map;
+        if map.shards.len() >= (SHARDS_PER_GROUP_MAX * carried.len()).min(SHARDS_MAX - SPLITS_MAX) {
+            return self.say(format!("no shard is split for its load: there are {} already", map.shards.len()));
+        }
         let crowded = |group: GroupId| carried.get(&group).is_some_and(|sum| *sum > fair);
         let coarse = map.shards.iter().filter(|shard| {
-            crowded(shard.group) && self.requests(shard.id) * 1000 > fair * TOO_COARSE && !self.busy.contains(&shard.id)
+            crowded(shard.group) && self.requests(shard.id) * 1000 > fair * TOO_COARSE && self.is_free(shard)
         });
         for shard in coarse.take(SPLITS_MAX).collect::<Vec<_>>() {
             let rate = self.requests(shard.id);
@@ -291,14 +324,14 @@ impl Planner<'_> {
         }
     }
 
-    /// The shard of a group that brings two groups which differ by `gap` nearest to each other; it must not make the
-    /// other one the busier by as much.
+    /// The shard of a group that brings two groups which differ by `gap` nearest to each other, if that is worth it.
     fn best_to_move(&self, from: GroupId, of: impl Fn(ShardId) -> u64, gap: u64, fair: u64) -> Option<ShardId> {
         let here =
             self.map.shards.iter().filter(|shard| self.homes.get(&shard.id) == Some(&from) && self.may_move(shard));
         let weighed = here.map(|shard| (of(shard.id), shard.id));
-        // Less than this is not worth a move.
-        let useful = weighed.filter(|(weight, _)| *weight * 100 >= fair && *weight < gap);
+        let gain = |weight: u64| gap - gap.saturating_sub(weight).max(weight);
+        let useful =
+            weighed.filter(|(weight, _)| *weight < gap && gain(*weight).saturating_mul(1000) >= fair * GAIN_MIN);
         let left = |(weight, id): &(u64, ShardId)| (weight.saturating_mul(2).abs_diff(gap), self.bytes(*id), *id);
         useful.min_by_key(left).map(|(_, shard)| shard)
     }
@@ -307,6 +340,11 @@ impl Planner<'_> {
     fn spread_bytes(&mut self) {
         if !self.plan.steps.is_empty() || !self.map.moves.is_empty() {
             return;
+        }
+        let takers = self.takers();
+        let known = |shard: &ShardInfo| self.facts.loads.get(&shard.id).is_some_and(|load| load.stored.is_some());
+        if !self.map.shards.iter().filter(|shard| takers.contains(&shard.group)).all(known) {
+            return; // what has not been measured is not empty
         }
         let carried = self.carried(|shard| self.bytes(shard));
         let total: u64 = carried.values().sum();
@@ -361,7 +399,7 @@ impl Planner<'_> {
             return;
         }
         let small = |shard: &ShardInfo| {
-            let idle = self.facts.cold.contains(&shard.id) && !self.busy.contains(&shard.id);
+            let idle = self.facts.cold.contains(&shard.id) && self.is_free(shard);
             idle && self.bytes(shard.id) < self.policy.split_bytes / SMALL && self.pin_of(shard).is_none()
         };
         let pair =

@@ -5,11 +5,12 @@ use crate::placement;
 use crate::state::{MEMBERS_MAX, MasterOutcome, MasterState, refused};
 use paxos::{GroupId, NodeId};
 use shardkv::map::{GroupChange, GroupInfo, SHARDMASTER_GROUP};
+use std::collections::BTreeSet;
 
 /// Data groups of a cluster.
 const GROUPS_MAX: usize = 1000;
 /// Replicas of a new group, where nobody says and there are so many nodes.
-const REPLICAS: usize = 3;
+pub const REPLICAS: usize = 3;
 
 impl MasterState {
     pub(crate) fn change_groups(&mut self, change: GroupChange) -> MasterOutcome {
@@ -28,7 +29,7 @@ impl MasterState {
             return refused(format!("there are {GROUPS_MAX} data groups, and there cannot be more"));
         }
         if members.is_empty() {
-            members = placement::spread(&self.map, REPLICAS);
+            members = placement::spread(&self.map, REPLICAS, &BTreeSet::new());
         }
         members.sort_unstable();
         members.dedup();

@@ -19,7 +19,9 @@ mod sequencer;
 mod state;
 
 pub use group::MasterGroup;
-pub use placement::replacements;
+pub use groups::REPLICAS;
+pub use placement::{replacements, spread};
+pub use reshapes::SPLIT_KEY_BYTES_MAX;
 pub use sequencer::{Sequencer, WINDOW};
 pub use state::{MasterCommand, MasterOutcome, MasterState};
 

@@ -61,6 +61,9 @@ impl MasterState {
         if mv > self.map.last_move {
             return refused(format!("there was no move {}", mv.0));
         }
+        if self.map.reshapes.iter().any(|planned| planned.id == mv) {
+            return refused(format!("{} is a split or a merge, which is done at once and cannot be called off", mv.0));
+        }
         if self.map.shards.iter().any(|shard| shard.by == mv) {
             return refused(format!("move {} is done: to undo it, move the shard back", mv.0));
         }

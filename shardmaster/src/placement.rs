@@ -113,12 +113,12 @@ fn better_spread(
     Some((leaving, best(map, free, members, replicas)?))
 }
 
-/// Nodes for a new data group: the emptiest ones, in as many zones as there are. An odd number of them, where there are
+/// Nodes for a new data group: the emptiest ones that are not silent, in as many zones as there are. An odd number of them, where there are
 /// not enough.
-pub(crate) fn spread(map: &ShardMap, count: usize) -> Vec<NodeId> {
+pub fn spread(map: &ShardMap, count: usize, silent: &BTreeSet<NodeId>) -> Vec<NodeId> {
     let replicas = count_replicas(map);
-    let usable: Vec<NodeId> =
-        map.nodes.iter().filter(|node| node.keeps_data && !node.draining).map(|node| node.id).collect();
+    let usable = map.nodes.iter().filter(|node| node.keeps_data && !node.draining && !silent.contains(&node.id));
+    let usable: Vec<NodeId> = usable.map(|node| node.id).collect();
     let count = count.min(usable.len());
     let count = if count.is_multiple_of(2) { count.saturating_sub(1) } else { count };
     let mut members = Vec::new();

@@ -7,9 +7,9 @@ use shardkv::map::{ReshapeInfo, ShardInfo};
 use shardkv::types::{Bounds, Epoch, MoveId, ShardId};
 
 /// Shards of a cluster: all of them are in the map, which every gateway and node has.
-const SHARDS_MAX: usize = 10_000;
+pub(crate) const SHARDS_MAX: usize = 10_000;
 /// Of the first key of a shard.
-const SPLIT_KEY_BYTES_MAX: usize = 4096;
+pub const SPLIT_KEY_BYTES_MAX: usize = 4096;
 
 impl MasterState {
     pub(crate) fn split_shard(&mut self, id: ShardId, at: Bytes) -> MasterOutcome {

@@ -11,9 +11,9 @@ use paxos::{GroupId, NodeId, Time};
 use shardkv::map::{SHARDMASTER_GROUP, ShardChange, ShardInfo};
 use shardkv::store::Store;
 use shardkv::types::{Epoch, ShardId};
-use shardmaster::MasterCommand;
 use shardmaster::balance::{Facts, Plan, Policy, Step};
 use shardmaster::load::{self, ShardLoad};
+use shardmaster::{MasterCommand, SPLIT_KEY_BYTES_MAX};
 use std::collections::BTreeMap;
 
 /// What a node has said counts for so long.
@@ -28,6 +28,8 @@ const REST_MICROS: u64 = 4_000_000;
 const COLD_REQUESTS: u64 = 2;
 /// See above.
 const COLD_MICROS: u64 = 60_000_000;
+/// A shard without a middle is not asked for it again before.
+const WHOLE_MICROS: u64 = 600_000_000;
 /// The middle of a shard is waited for for so long.
 const HALVING_MICROS: u64 = 30_000_000;
 
@@ -41,23 +43,33 @@ struct Seen {
     cold_since: Option<Time>,
 }
 
+/// What a node has said last.
+#[derive(Debug)]
+struct Told {
+    at: Time,
+    led: Vec<GroupId>,
+    loads: Vec<ShardLoad>,
+}
+
 /// Kept in memory by whoever leads the shardmaster.
 #[derive(Debug, Default)]
 pub(super) struct Balancing {
-    loads: BTreeMap<NodeId, (Time, Vec<ShardLoad>)>,
+    told: BTreeMap<NodeId, Told>,
     leads_since: Option<Time>,
     planned_at: Time,
     seen: BTreeMap<ShardId, Seen>,
     /// Shards whose middle is asked for.
     halving: BTreeMap<ShardId, Time>,
+    /// Shards that have no middle, and since when that is known.
+    whole: BTreeMap<ShardId, Time>,
     plan: Plan,
 }
 
 impl<S: Store> Core<S> {
     /// A node says how busy its shards are.
-    pub(super) fn loads_told(&mut self, now: Time, from: NodeId, loads: Vec<ShardLoad>) {
+    pub(super) fn loads_told(&mut self, now: Time, from: NodeId, led: Vec<GroupId>, loads: Vec<ShardLoad>) {
         if self.ready_lead(SHARDMASTER_GROUP).is_ok() {
-            self.balancing.loads.insert(from, (now, loads));
+            self.balancing.told.insert(from, Told { at: now, led, loads });
         }
     }
 
@@ -105,11 +117,19 @@ impl<S: Store> Core<S> {
     /// What is known of the shards, as of now.
     fn facts(&mut self, now: Time, policy: Policy) -> Facts {
         let map = self.map.clone();
+        let (beats, me) = (&self.beats, self.config.me);
         let balancing = &mut self.balancing;
-        balancing.loads.retain(|_, (at, _)| now.since(*at) < LOADS_LAST_MICROS);
+        // What a node said before it fell silent would be counted beside what its successor says.
+        let counts = |node: &NodeId, told: &Told| {
+            now.since(told.at) < LOADS_LAST_MICROS && (*node == me || beats.reaches(now, *node))
+        };
+        balancing.told.retain(|node, told| counts(node, told));
         balancing.halving.retain(|_, at| now.since(*at) < HALVING_MICROS);
-        let told = balancing.loads.iter().flat_map(|(node, (_, loads))| loads.iter().map(|load| (*node, load)));
-        let mut facts = Facts { loads: load::sum(told), ..Facts::default() };
+        balancing.whole.retain(|_, at| now.since(*at) < WHOLE_MICROS);
+        let told = balancing.told.iter().flat_map(|(node, told)| told.loads.iter().map(|load| (*node, load)));
+        let led = balancing.told.values().flat_map(|told| &told.led).copied().collect();
+        let whole = balancing.whole.keys().copied().collect();
+        let mut facts = Facts { loads: load::sum(told), led, whole, ..Facts::default() };
         let before = std::mem::take(&mut balancing.seen);
         for shard in &map.shards {
             let load =
@@ -173,8 +193,8 @@ impl<S: Store> Core<S> {
         self.scans.insert(number, Scan::Halve { node: from, shard, epoch });
     }
 
-    /// At a group's leader: the middle was found.
-    pub(super) fn halved(&mut self, now: Time, node: NodeId, shard: ShardId, epoch: Epoch, at: Bytes) {
+    /// At a group's leader: the middle was found, or there is none.
+    pub(super) fn halved(&mut self, now: Time, node: NodeId, shard: ShardId, epoch: Epoch, at: Option<Bytes>) {
         match node == self.config.me {
             true => self.split_there(now, shard, epoch, at),
             false => self.out.send.push((node, NodeMessage::Halved { shard, epoch, at })),
@@ -182,8 +202,12 @@ impl<S: Store> Core<S> {
     }
 
     /// At the shardmaster: a shard that was to be split has its middle here.
-    pub(super) fn split_there(&mut self, now: Time, shard: ShardId, epoch: Epoch, at: Bytes) {
+    pub(super) fn split_there(&mut self, now: Time, shard: ShardId, epoch: Epoch, at: Option<Bytes>) {
         let asked = self.balancing.halving.remove(&shard).is_some();
+        let Some(at) = at.filter(|key| key.len() <= SPLIT_KEY_BYTES_MAX) else {
+            self.balancing.whole.insert(shard, now);
+            return;
+        };
         let same = self.map.shard(shard).is_some_and(|known| known.epoch == epoch);
         if asked && same && !self.map.balance.paused && self.ready_lead(SHARDMASTER_GROUP).is_ok() {
             let change = ShardChange::Split { shard, at };

@@ -8,10 +8,11 @@ use super::{Core, Machine};
 use crate::wire::NodeMessage;
 use bytes::Bytes;
 use paxos::{GroupId, Time};
+use shardkv::Measured;
 use shardkv::map::SHARDMASTER_GROUP;
 use shardkv::ops::Op;
 use shardkv::store::Store;
-use shardkv::types::ShardId;
+use shardkv::types::{Epoch, ShardId};
 use shardmaster::load::{HOTTEST_MAX, ShardLoad, Stored};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -52,12 +53,12 @@ struct Rates {
 }
 
 #[derive(Debug, Default)]
-struct Measured {
+struct Held {
     at: Option<Time>,
     /// Bytes that the group had applied then.
     applied_bytes: u64,
-    under_way: bool,
-    stored: BTreeMap<ShardId, Stored>,
+    /// By shard, with the epoch at which it was measured.
+    stored: BTreeMap<ShardId, (Epoch, Stored)>,
 }
 
 /// The load of this node's shards.
@@ -66,7 +67,9 @@ pub(super) struct Meter {
     began: Time,
     counters: BTreeMap<ShardId, Counter>,
     rates: BTreeMap<ShardId, Rates>,
-    measured: BTreeMap<GroupId, Measured>,
+    measured: BTreeMap<GroupId, Held>,
+    /// One at a time: clients' ranges are read by the same threads.
+    measuring: bool,
     /// What the shardmaster was told last, and windows since then.
     told: Vec<ShardLoad>,
     windows: u32,
@@ -171,10 +174,13 @@ impl<S: Store> Core<S> {
         let Some(leader) = self.leader_of(SHARDMASTER_GROUP) else { return };
         self.meter.windows = 0;
         self.meter.told.clone_from(&loads);
+        // Who cannot write does not take part in balancing.
+        let ready = |group: &super::Group<S>| group.lead.as_ref().is_some_and(|lead| lead.ready);
+        let led = self.groups.iter().filter(|(_, group)| ready(group) && !self.no_space);
+        let led: Vec<GroupId> = led.map(|(id, _)| *id).collect();
         match leader == self.config.me {
-            true => self.loads_told(now, leader, loads),
-            false if loads.is_empty() => {}
-            false => self.out.send.push((leader, NodeMessage::Loads(loads))),
+            true => self.loads_told(now, leader, led, loads),
+            false => self.out.send.push((leader, NodeMessage::Loads { led, loads })),
         }
     }
 
@@ -193,6 +199,7 @@ impl<S: Store> Core<S> {
                 let sample = rates.map_or(&[][..], |rates| &rates.sample);
                 let (reads, writes) = rates.map_or((0, 0), |rates| (rates.reads, rates.writes));
                 let stored = measured.and_then(|measured| measured.stored.get(&shard).copied());
+                let stored = stored.filter(|(at, _)| *at == epoch).map(|(_, stored)| stored);
                 let (middle, hottest) = (middle(sample), hottest(sample));
                 loads.insert(shard, ShardLoad { shard, epoch, reads, writes, stored, middle, hottest });
             }
@@ -211,15 +218,11 @@ impl<S: Store> Core<S> {
             let measured = self.meter.measured.entry(group).or_default();
             let fresh = measured.at.is_some_and(|at| now.since(at) < MEASURE_MICROS);
             let same = measured.at.is_some() && measured.applied_bytes == applied_bytes;
-            if measured.under_way || fresh || same || self.scans.len() >= self.config.limits.scans_max {
+            if self.meter.measuring || fresh || same || self.scans.len() >= self.config.limits.scans_max {
                 continue;
             }
-            *measured = Measured {
-                at: Some(now),
-                applied_bytes,
-                under_way: true,
-                stored: std::mem::take(&mut measured.stored),
-            };
+            (measured.at, measured.applied_bytes) = (Some(now), applied_bytes);
+            self.meter.measuring = true;
             self.next_scan += 1;
             let (number, work, expires) = (self.next_scan, ScanWork::Measure, now.plus(MEASURE_LIMIT_MICROS));
             self.out.scans.push(ScanJob { number, group, work, expires });
@@ -228,16 +231,15 @@ impl<S: Store> Core<S> {
     }
 
     /// A measurement has ended; without a result it is made anew later.
-    pub(super) fn measured(&mut self, group: GroupId, result: Option<Vec<(ShardId, u64, u64)>>) {
-        let Some(measured) = self.meter.measured.get_mut(&group) else { return };
-        measured.under_way = false;
-        match result {
-            Some(stored) => {
-                let stored = stored.into_iter().map(|(shard, bytes, keys)| (shard, Stored { bytes, keys }));
-                measured.stored = stored.collect();
-            }
-            None => measured.at = None,
-        }
+    pub(super) fn measured(&mut self, group: GroupId, result: Option<Vec<Measured>>) {
+        self.meter.measuring = false;
+        let Some(held) = self.meter.measured.get_mut(&group) else { return };
+        let Some(measured) = result else {
+            held.at = None;
+            return;
+        };
+        let stored = |it: Measured| (it.shard, (it.epoch, Stored { bytes: it.bytes, keys: it.keys }));
+        held.stored = measured.into_iter().map(stored).collect();
     }
 }
 

@@ -288,7 +288,7 @@ impl<S: Store> Core<S> {
             NodeMessage::Arrived { mv } => self.shard_arrived(now, mv),
             NodeMessage::Halve { group, shard, epoch } => self.halve(now, from, group, shard, epoch),
             NodeMessage::Halved { shard, epoch, at } => self.split_there(now, shard, epoch, at),
-            NodeMessage::Loads(loads) => self.loads_told(now, from, loads),
+            NodeMessage::Loads { led, loads } => self.loads_told(now, from, led, loads),
             NodeMessage::Reshaped { by } => self.shards_reshaped(now, by),
             NodeMessage::MapReply(map) => self.learn_map(Arc::new(*map)),
             NodeMessage::SnapshotPiece { .. }

@@ -116,7 +116,11 @@ impl<S: Store> Core<S> {
         }
         let (owned, arrivals) = (reader.shards(), reader.arrivals());
         let busy = |shard: ShardId| lead.steps.get(&shard).is_some_and(|last| lead.done < *last);
-        let leaving = owned.iter().filter(|shard| !busy(shard.id)).filter_map(|shard| leave(&map, id, shard));
+        let uncut: BTreeSet<(GroupId, ShardId, Epoch)> =
+            map.uncut().map(|shard| (shard.group, shard.id, shard.epoch)).collect();
+        let stays = |shard: &OwnedShard| uncut.contains(&(id, shard.id, shard.epoch));
+        let free = owned.iter().filter(|shard| !busy(shard.id));
+        let leaving = free.filter_map(|shard| leave(&map, id, shard, stays(shard)));
         let coming = map.moves.iter().filter(|planned| planned.to == id && !busy(planned.shard));
         let coming = coming.filter_map(|planned| come(&map, planned, &owned, &arrivals));
         let over = arrivals.iter().filter(|it| !busy(it.id) && is_off(&map, id, it));
@@ -341,11 +345,10 @@ impl<S: Store> Core<S> {
     }
 }
 
-/// What S does next about a shard that it has.
-fn leave(map: &ShardMap, id: GroupId, shard: &OwnedShard) -> Option<(ShardId, Step)> {
+/// What S does next about a shard that it has; `stays` if the map, too, says that it has it, at this epoch.
+fn leave(map: &ShardMap, id: GroupId, shard: &OwnedShard, stays: bool) -> Option<(ShardId, Step)> {
     let log = |command| Some((shard.id, Step::Log(command, 64)));
-    let ours = |known: &&ShardInfo| known.group == id && (known.id, known.epoch) == (shard.id, shard.epoch);
-    if !map.uncut().any(|known| ours(&known)) {
+    if !stays {
         return match map.shard(shard.id) {
             Some(known) if known.epoch > shard.epoch && known.group != id => {
                 log(Command::Drop { shard: shard.id, epoch: known.epoch })

@@ -12,7 +12,7 @@ use paxos::flaw::{self, Flaw};
 use paxos::{GroupId, NodeId, Time};
 use shardkv::ReadError;
 use shardkv::command::Command;
-use shardkv::map::SHARDMASTER_GROUP;
+use shardkv::map::{GroupChange, SHARDMASTER_GROUP};
 use shardkv::ops::Op;
 use shardkv::request::{OpError, ReadMode as Freshness, Reply, ReplyBody, Request, RequestBody};
 use shardkv::store::Store;
@@ -65,7 +65,20 @@ impl<S: Store> Core<S> {
                 self.master_asked(now, waiter, &command);
             }
             RequestBody::ChangeGroups(change) => {
-                let command = MasterCommand::ChangeGroups(change.clone());
+                let mut change = change.clone();
+                if let GroupChange::Create { members, .. } = &mut change
+                    && members.is_empty()
+                {
+                    // The log knows nothing of who is silent.
+                    let silent = self
+                        .config
+                        .nodes
+                        .iter()
+                        .copied()
+                        .filter(|node| *node != self.config.me && !self.beats.reaches(now, *node));
+                    *members = shardmaster::spread(&self.map, shardmaster::REPLICAS, &silent.collect());
+                }
+                let command = MasterCommand::ChangeGroups(change);
                 self.master_asked(now, waiter, &command);
             }
             RequestBody::Middle { shard, epoch } => {

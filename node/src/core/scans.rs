@@ -16,7 +16,7 @@ use shardkv::ops::{Op, OpResult};
 use shardkv::request::{OpError, ReadMode as Freshness, ReplyBody, Request, RequestBody};
 use shardkv::store::Store;
 use shardkv::types::{Epoch, Keys, MoveId, Revision, ShardId};
-use shardkv::{ReadError, Reader};
+use shardkv::{Measured, ReadError, Reader};
 
 /// A read to execute: all of it is fixed.
 #[derive(Clone, Debug)]
@@ -76,8 +76,8 @@ pub enum ScanResult {
     Copied(Chunk),
     /// Of [`ScanWork::Middle`].
     Middle(Option<Bytes>),
-    /// Of [`ScanWork::Measure`]: bytes and keys.
-    Measured(Vec<(ShardId, u64, u64)>),
+    /// Of [`ScanWork::Measure`].
+    Measured(Vec<Measured>),
 }
 
 impl ScanJob {
@@ -98,7 +98,7 @@ impl ScanJob {
             ScanWork::Copy { shard, mv, at, bytes_max } => {
                 reader.chunk(*shard, *mv, at, *bytes_max).map(ScanResult::Copied)
             }
-            ScanWork::Measure => reader.measure().map(ScanResult::Measured),
+            ScanWork::Measure => reader.measure(&late).map(ScanResult::Measured),
             ScanWork::Middle { shard, epoch } => reader.middle(*shard, *epoch).map(ScanResult::Middle),
         };
         (read != Err(ReadError::Stopped)).then_some(read)
@@ -208,7 +208,7 @@ impl<S: Store> Core<S> {
                 };
                 self.answer(waiter, body);
             }
-            (Some(Scan::Halve { node, shard, epoch }), Some(Ok(ScanResult::Middle(Some(at))))) => {
+            (Some(Scan::Halve { node, shard, epoch }), Some(Ok(ScanResult::Middle(at)))) => {
                 self.halved(now, node, shard, epoch, at);
             }
             (Some(Scan::Measure { group }), result) => {

@@ -58,7 +58,8 @@ impl World {
         let loads: BTreeMap<ShardId, ShardLoad> =
             self.state.map.shards.iter().map(|shard| (shard.id, self.load(shard))).collect();
         let cold = loads.iter().filter(|(_, load)| load.reads < 5).map(|(shard, _)| *shard).collect();
-        Facts { loads, resting: BTreeSet::new(), cold }
+        let led = self.state.map.groups.iter().map(|group| group.id).collect();
+        Facts { loads, cold, led, ..Facts::default() }
     }
 
     fn plan(&self) -> Plan {
@@ -211,6 +212,64 @@ fn what_changes_already_or_rests_is_left_alone() {
         !steps.iter().any(|step| matches!(step, Step::Change(ShardChange::Split { shard, .. }) if *shard == hot)),
         "{steps:?}"
     );
+}
+
+#[test]
+fn a_group_without_a_leader_is_left_alone() {
+    let mut world =
+        World::new(3, &[125, 250, 375, 500, 625, 750, 875], |number| if number < 125 { (40, 10) } else { (1, 10) });
+    world.state.map.groups.push(GroupInfo::new(GroupId(5), Vec::new()));
+    let mut facts = world.facts();
+    facts.led.retain(|group| *group <= GroupId(3));
+    let named = |plan: &Plan| format!("{:?}", plan.steps);
+    let steps = plan(&world.state.map, &facts, world.policy);
+    assert!(
+        !steps.steps.is_empty() && !named(&steps).contains("GroupId(4)") && !named(&steps).contains("GroupId(5)"),
+        "{steps:?}"
+    );
+    // Where it is quiet, too.
+    world.keys.iter_mut().for_each(|(rate, _)| *rate = 0);
+    let mut quiet = Facts { led: facts.led.clone(), ..world.facts() };
+    assert_eq!(plan(&world.state.map, &quiet, world.policy).steps, []);
+    quiet.led.clear();
+    assert_eq!(plan(&world.state.map, &quiet, world.policy).steps, []);
+}
+
+/// One shard has nearly everything: wherever it is, its group has too much.
+#[test]
+fn a_shard_that_has_most_of_the_load_does_not_go_to_and_fro() {
+    let mut world = World::new(2, &[500], |number| if number == 7 { (5000, 400 << 20) } else { (0, 10) });
+    world.keys[900] = (10, 10);
+    world.settle();
+    let moves = world.moves;
+    for noise in [0, 20, 5, 40, 0] {
+        world.keys[900] = (noise, 10);
+        world.keys[450] = (40 - noise, 10 + noise);
+        world.settle();
+    }
+    assert_eq!(world.moves, moves, "{:?}", world.plan());
+}
+
+#[test]
+fn what_has_not_been_measured_is_not_taken_for_empty() {
+    let world = World::new(2, &[250, 500, 750], |_| (0, 1 << 20));
+    let mut facts = world.facts();
+    for shard in world.state.map.shards.iter().filter(|shard| shard.group == GroupId(3)) {
+        facts.loads.entry(shard.id).or_default().stored = None;
+    }
+    assert_eq!(plan(&world.state.map, &facts, world.policy).steps, []);
+}
+
+#[test]
+fn a_large_shard_without_a_middle_is_named_and_may_move() {
+    let mut world = World::new(2, &[500], |number| if number == 7 { (300, 600 << 20) } else { (1, 1) });
+    world.keys[400] = (200, 1);
+    let mut facts = world.facts();
+    let large = world.state.map.shards[0].id;
+    facts.whole.insert(large);
+    let plan = plan(&world.state.map, &facts, world.policy);
+    assert!(!plan.steps.contains(&Step::Halve(large)), "{plan:?}");
+    assert!(plan.why.iter().any(|line| line.contains("one key has most of it")), "{plan:?}");
 }
 
 #[test]

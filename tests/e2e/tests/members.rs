@@ -187,7 +187,10 @@ async fn a_cluster_grows_and_shrinks_and_no_request_fails() {
         longest = longest.max(client.await.expect("no request failed"));
     }
     let appends = done.load(Ordering::Relaxed);
-    eprintln!("grown after {grown:.1?}, back after {:.1?}; {appends} appends, the longest {longest:?}", began.elapsed());
+    eprintln!(
+        "grown after {grown:.1?}, back after {:.1?}; {appends} appends, the longest {longest:?}",
+        began.elapsed()
+    );
     assert!(longest < STALL_MAX, "{longest:?}");
     let groups = well(&["groups", "list"]);
     assert!(!groups.contains("n4") && !groups.contains("n5"), "{groups}");
