@@ -15,6 +15,8 @@ use std::collections::{BTreeMap, BTreeSet};
 const HOPS_MAX: u32 = 3;
 /// After every so many pauses of a question the shard map is fetched anew: its group may be gone.
 const PAUSES_PER_MAP: u32 = 4;
+/// A newer map that was heard of is asked for no more often.
+const MAP_AGAIN_MICROS: u64 = 500_000;
 /// The timeout of an attempt grows up to this many times the configured one, so that a slow answer
 /// to a big question arrives in the end.
 const TIMEOUT_GROWTH_MAX: u64 = 8;
@@ -143,6 +145,8 @@ pub(crate) struct Core {
     pub(crate) strays: u64,
     pub(crate) sequencer: Shared,
     pub(crate) maps: Shared,
+    /// The newest version of the map that a node has spoken of, and when it was asked for.
+    rumour: (u64, Time),
 }
 
 impl Core {
@@ -164,6 +168,7 @@ impl Core {
             strays: 0,
             sequencer: Shared::new(),
             maps: Shared::new(),
+            rumour: (0, Time(0)),
             config,
         }
     }
@@ -247,6 +252,16 @@ impl Core {
         self.maps.next.extend(token);
         if self.maps.part.is_idle() {
             self.send_shared(Owner::Map, now, out);
+        }
+    }
+
+    /// A node speaks of a version of the map: a newer one than ours is asked for, once, and again if that led to nothing.
+    pub(crate) fn heard_of_map(&mut self, version: u64, now: Time, out: &mut Outputs) {
+        let (heard, asked_at) = self.rumour;
+        let is_new = version > self.router.map_version();
+        if is_new && (version > heard || now.since(asked_at) >= MAP_AGAIN_MICROS) {
+            self.rumour = (version.max(heard), now);
+            self.ask_map(None, now, out);
         }
     }
 

@@ -134,6 +134,7 @@ impl Gateway {
 
     fn on_reply(&mut self, now: Time, from: NodeId, reply: Reply, out: &mut Outputs) {
         self.core.learn(reply.known, now);
+        self.core.heard_of_map(reply.map_version, now, out);
         if let ReplyBody::Done { revision, .. } | ReplyBody::Current { revision } = &reply.body {
             self.core.learn(*revision, now);
         }

@@ -177,7 +177,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Exact for a request that never left: nothing was or will be done.
 fn never_sent(id: u64) -> Reply {
-    Reply { id, known: Revision(0), body: ReplyBody::NotLeader { hint: None } }
+    Reply { id, known: Revision(0), map_version: 0, body: ReplyBody::NotLeader { hint: None } }
 }
 
 struct Link {
@@ -211,7 +211,7 @@ impl Link {
         for request in requests {
             if queue.bytes >= bytes_max {
                 let body = ReplyBody::Failed(OpError::Overloaded);
-                refused.push(Reply { id: request.id, known: Revision(0), body });
+                refused.push(Reply { id: request.id, known: Revision(0), map_version: 0, body });
                 continue;
             }
             let encoded = codec::encode(&request);

@@ -160,6 +160,9 @@ pub struct Reply {
     pub id: u64,
     /// The largest sequencer number that the answering node knows.
     pub known: Revision,
+    /// The version of the newest shard map that the answering node knows; 0 for none. Whoever asks learns of changes by
+    /// this, and asks for the map when there is a newer one.
+    pub map_version: u64,
     /// The answer.
     pub body: ReplyBody,
 }

@@ -48,6 +48,30 @@ fn every_request_carries_the_newest_number_and_it_is_refreshed_while_serving() {
 }
 
 #[test]
+fn a_newer_map_is_asked_for_as_soon_as_a_node_speaks_of_it() {
+    let mut world = World::with_map(map(1, &[("", 2)]));
+    let answer_speaking_of = |world: &mut World, token, map_version| {
+        world.op(token, put("a"));
+        let (from, request) =
+            world.take_all().into_iter().find(|(_, request)| !is_refresh(request)).expect("it is asked");
+        let body = ReplyBody::Done { revision: Revision(10 + token), result: put_done() };
+        let reply = Reply { id: request.id, known: Revision(0), map_version, body };
+        world.step(Input::Reply { from, reply });
+        let asked = |(_, request): &(NodeId, Request)| matches!(request.body, RequestBody::Map { .. });
+        world.take_all().into_iter().find(asked)
+    };
+    assert!(answer_speaking_of(&mut world, 1, 1).is_none(), "it has this one");
+    let (node, request) = answer_speaking_of(&mut world, 2, 3).expect("version 3 is newer");
+    world.reply(node, &request, ReplyBody::Map(None));
+    assert!(answer_speaking_of(&mut world, 3, 3).is_none(), "it was asked for just now");
+    world.pass(500_000);
+    let (node, request) = answer_speaking_of(&mut world, 4, 3).expect("it still has not come");
+    world.reply(node, &request, ReplyBody::Map(Some(Box::new(map(3, &[("", 3)])))));
+    assert!(answer_speaking_of(&mut world, 5, 3).is_none());
+    world.assert_idle();
+}
+
+#[test]
 fn an_idle_gateway_sets_no_timer() {
     let mut world = World::with_map(map(1, &[("", 2)]));
     world.op(1, put("a"));

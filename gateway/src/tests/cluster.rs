@@ -202,7 +202,7 @@ impl Cluster {
                 other => panic!("unexpected {other:?}"),
             }
         };
-        self.replies.push((node, Reply { id: request.id, known: Revision(self.store.revision), body }));
+        self.replies.push((node, Reply { id: request.id, known: Revision(self.store.revision), map_version: 0, body }));
     }
 
     fn deliver(&mut self, index: usize, twice: bool) {

@@ -143,7 +143,7 @@ impl World {
     }
 
     pub(super) fn reply_known(&mut self, from: NodeId, request: &Request, body: ReplyBody, known: u64) {
-        self.step(Input::Reply { from, reply: Reply { id: request.id, known: Revision(known), body } });
+        self.step(Input::Reply { from, reply: Reply { id: request.id, known: Revision(known), map_version: 0, body } });
     }
 
     pub(super) fn done(&mut self, from: NodeId, request: &Request, revision: u64, result: OpResult) {

@@ -145,7 +145,7 @@ impl FakeCluster {
                 self.read(group, &shards, &op, mode)
             }
         };
-        Reply { id, known: Revision(self.revision), body }
+        Reply { id, known: Revision(self.revision), map_version: self.map.version, body }
     }
 
     fn log_compaction(&mut self, revision: Revision) -> ReplyBody {

@@ -248,7 +248,7 @@ impl<S: Store> Core<S> {
             }
             ReadMode::Quorum => {
                 self.trace_read(now, id, &read);
-                let reply = Reply { id: read.request.id, known: self.known, body };
+                let reply = self.reply(read.request.id, body);
                 self.confirm_then(now, id, read.token, reply);
             }
         }
@@ -368,7 +368,7 @@ impl<S: Store> Core<S> {
         };
         match (self.config.read_mode, waiter) {
             (ReadMode::Quorum, Waiter::Gateway(token, id)) => {
-                let reply = Reply { id, known: self.known, body };
+                let reply = self.reply(id, body);
                 self.confirm_then(now, SHARDMASTER_GROUP, token, reply);
             }
             _ => self.answer(waiter, body),

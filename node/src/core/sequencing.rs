@@ -6,7 +6,7 @@ use super::{Core, Machine, ReadMode};
 use crate::wire::{AskId, NodeMessage};
 use paxos::{GroupId, NodeId, Time};
 use shardkv::map::{NodeInfo, SHARDMASTER_GROUP};
-use shardkv::request::{OpError, Reply, ReplyBody};
+use shardkv::request::{OpError, ReplyBody};
 use shardkv::store::Store;
 use shardkv::types::Revision;
 use shardmaster::{MasterCommand, Sequencer};
@@ -171,7 +171,7 @@ impl<S: Store> Core<S> {
             Call::Take { from, ask, .. } if quorum => self.confirm_numbers(now, from, ask, number),
             Call::Take { from, ask, .. } => self.tell(now, from, ask, number),
             Call::Current { token, id } => {
-                let reply = Reply { id, known: self.known, body: ReplyBody::Current { revision: number } };
+                let reply = self.reply(id, ReplyBody::Current { revision: number });
                 if quorum {
                     self.confirm_then(now, SHARDMASTER_GROUP, token, reply);
                 } else {

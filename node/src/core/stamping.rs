@@ -96,8 +96,14 @@ impl<S: Store> Core<S> {
 
     pub(super) fn answer(&mut self, waiter: Waiter, body: ReplyBody) {
         if let Waiter::Gateway(token, id) = waiter {
-            self.out.replies.push((token, Reply { id, known: self.known, body }));
+            let reply = self.reply(id, body);
+            self.out.replies.push((token, reply));
         }
+    }
+
+    /// An answer, with what this node knows beside it.
+    pub(super) fn reply(&self, id: u64, body: ReplyBody) -> Reply {
+        Reply { id, known: self.known, map_version: self.map.version, body }
     }
 
     /// A request to log a write.

@@ -119,7 +119,7 @@ fn refuse(refused: &[Input], sender: &mpsc::Sender<Result<ReplyBatch, Status>>) 
 }
 
 pub(super) fn overloaded(id: u64) -> Reply {
-    Reply { id, known: Revision(0), body: ReplyBody::Failed(OpError::Overloaded) }
+    Reply { id, known: Revision(0), map_version: 0, body: ReplyBody::Failed(OpError::Overloaded) }
 }
 
 /// Serves the peer port on these connections until there are no more. `more` services may be added to it.
