@@ -3,7 +3,8 @@
 use e2e::balancing;
 use std::time::Duration;
 
-const LIMIT: Duration = Duration::from_secs(60);
+/// The bar is 60 s, on a machine with nothing else to do (`e2e balance`); here other tests run beside this one.
+const LIMIT: Duration = Duration::from_secs(150);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hot_range_is_spread() {
