@@ -5,7 +5,8 @@
 /// A broken rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Flaw {
-    /// A replica votes before it has caught up.
+    /// A newcomer takes the configuration that it was opened for as its own before it has what was decided in the
+    /// ones before: it votes there, and stands for election.
     VoteBeforeLearning,
     /// A leader appends and serves behind a stop-sign.
     AppendBehindStopSign,
@@ -17,6 +18,8 @@ pub enum Flaw {
     LeaseOfAnyBallot,
     /// A leader answers reads without a lease.
     ReadWithoutLease,
+    /// A leader answers reads by the lease that it held when they came, whatever has become of it since.
+    LeaseOnArrival,
     /// A read does not wait for the writes on its range that came before it.
     ReadBeforeWrites,
     /// A replica that was closed forgets what it had promised.
@@ -31,6 +34,10 @@ pub enum Flaw {
     ReadFrozen,
     /// What a shard's sessions have done stays behind when it is split, or merged into another one.
     CutWithoutSessions,
+    /// That an entry is applied is written before what it does.
+    AppliedBeforeData,
+    /// A group takes commands for a shard at a newer epoch than the one that it owns it at.
+    TakeNewerEpoch,
     /// A shard that has arrived, and is to be cut before it was activated, is taken for one whose move was called off.
     DiscardWhatIsCut,
 }

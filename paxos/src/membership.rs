@@ -22,14 +22,13 @@ impl Replica {
     /// Whether this replica votes in a configuration's phase 1: it knows the configuration, so it holds
     /// everything that was decided before.
     pub(crate) fn votes_in(&self, config: ConfigId) -> bool {
-        flaw::is(Flaw::VoteBeforeLearning)
-            || self.configuration.voters_of(config).is_some_and(|voters| voters.contains(&self.config.me))
+        self.configuration.voters_of(config).is_some_and(|voters| voters.contains(&self.config.me))
     }
 
     /// Whether it does, and a candidate may ask for its vote.
     pub(crate) fn votes_for(&self, candidate: NodeId, config: ConfigId) -> bool {
         let voters = self.configuration.voters_of(config).unwrap_or_default();
-        flaw::is(Flaw::VoteBeforeLearning) || (voters.contains(&self.config.me) && voters.contains(&candidate))
+        voters.contains(&self.config.me) && voters.contains(&candidate)
     }
 
     /// A stop-sign is decided: this replica is in the configuration that it begins.

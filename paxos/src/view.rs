@@ -19,6 +19,10 @@ impl Replica {
     pub fn leader(&self) -> Ballot {
         self.election.leader()
     }
+    /// Whether this replica is content with whom it follows: it reaches a leader that reaches a majority, or is one.
+    pub fn is_content(&self) -> bool {
+        self.election.happy()
+    }
     /// The ballot at which this replica leads and may propose, if it does. Not where its log ends in a
     /// stop-sign: what it leads is sealed, or about to be.
     pub fn leading(&self) -> Option<Ballot> {

@@ -10,6 +10,7 @@ use crate::state::{OwnedShard, Shared, State};
 use crate::store::{Store, StoreError, View, WriteBatch};
 use crate::types::{Revision, SpaceId};
 use bytes::Bytes;
+use paxos::flaw::{self, Flaw};
 use paxos::{Configuration, GroupId, Slot, SnapshotSink, SnapshotSource, StateMachine};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -162,6 +163,11 @@ impl<S: Store> StateMachine for DataGroup<S> {
         let (outcomes, batch, drops) = call.run(entries)?;
         if drops {
             self.shared.unpublish_dropped(&self.state);
+        }
+        if flaw::is(Flaw::AppliedBeforeData) {
+            let mut applied = WriteBatch::default();
+            applied.put(self.shared.keys.meta(), codec::encode(&self.state.meta));
+            self.shared.store.write(&applied)?;
         }
         self.shared.store.write(&batch)?;
         self.stale = false;

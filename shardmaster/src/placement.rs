@@ -1,9 +1,9 @@
 //! Which node takes a replica's place: a pure function from the map, and from who is dead, to commands.
 //!
 //! Only what must move does: replicas on nodes that are dead or being drained, and one of two in the same zone, where
-//! another zone has none. A newcomer comes before the
-//! other one leaves, so a group that loses its last spare keeps its size, with a dead member in it, until
-//! there is a node to go to.
+//! another zone has none. A newcomer comes before the other one leaves, so a group that loses its last spare keeps
+//! its size, with a dead member in it, until there is a node to go to. A change that waits for a newcomer which has
+//! died meanwhile would wait for ever: somebody else comes in its place, or the change is called off.
 
 use crate::state::MasterCommand;
 use paxos::{GroupId, NodeId};
@@ -26,7 +26,20 @@ pub fn replacements(map: &ShardMap, dead: &BTreeSet<NodeId>) -> Vec<MasterComman
             commands.push(MasterCommand::ChangeMembers { group: group.id, members });
         }
     }
+    let lost = |node: &NodeId| dead.contains(node) || is_draining(map, *node);
+    for group in map.all_groups() {
+        if group.next.iter().any(|node| !group.replicas.contains(node) && lost(node)) {
+            let planned = GroupInfo { replicas: group.next.clone(), ..GroupInfo::new(group.id, Vec::new()) };
+            let members = replaced(map, &planned, dead, &mut replicas);
+            let members = members.unwrap_or_else(|| group.replicas.clone());
+            commands.push(MasterCommand::ChangeMembers { group: group.id, members });
+        }
+    }
     commands
+}
+
+fn is_draining(map: &ShardMap, node: NodeId) -> bool {
+    map.nodes.iter().any(|known| known.id == node && known.draining)
 }
 
 /// How many replicas each node holds, or is to hold.
@@ -51,8 +64,7 @@ fn replaced(
     dead: &BTreeSet<NodeId>,
     replicas: &mut BTreeMap<NodeId, usize>,
 ) -> Option<Vec<NodeId>> {
-    let draining = |node: NodeId| map.nodes.iter().any(|known| known.id == node && known.draining);
-    let leaves = |node: &NodeId| dead.contains(node) || draining(*node);
+    let leaves = |node: &NodeId| dead.contains(node) || is_draining(map, *node);
     let mut members = group.replicas.clone();
     let mut leaving: Vec<&NodeId> = group.replicas.iter().filter(|node| leaves(node)).collect();
     // Where there are too few places, the dead come first: the others still vote.
@@ -196,5 +208,16 @@ mod tests {
         map.shardmaster.next = vec![NodeId(2), NodeId(3), NodeId(4)];
         map.nodes[3].keeps_data = false;
         assert_eq!(wanted(&map, &[1]), [(2, vec![2, 3, 5])], "two changes at a time, and n4 keeps no data");
+    }
+
+    #[test]
+    fn a_change_that_waits_for_a_dead_newcomer_gets_another_one_or_is_called_off() {
+        let mut map = map(5, &[&[1, 2, 3]]);
+        map.shardmaster.next = [2, 3, 4].map(NodeId).to_vec();
+        assert_eq!(wanted(&map, &[1]), [], "its newcomer lives");
+        assert_eq!(wanted(&map, &[4]), [(1, vec![1, 2, 3])], "n1 is free: that is where it was");
+        assert_eq!(wanted(&map, &[1, 4]), [(1, vec![2, 3, 5])]);
+        map.nodes[4].draining = true;
+        assert_eq!(wanted(&map, &[1, 4]), [(1, vec![1, 2, 3])], "nobody can come in its place");
     }
 }

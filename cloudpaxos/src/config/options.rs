@@ -38,6 +38,10 @@ pub struct StartOptions {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     #[arg(env = "CLOUDPAXOS_JOIN", hide_env_values = true)]
     pub join: Option<String>,
+    /// Peer addresses of further nodes of this cluster. A gateway, or a node that joins, asks them, too, where it finds
+    /// its way: needed where those of --initial-cluster have been replaced.
+    #[arg(long, value_name = "HOST:PORT,…", env = "CLOUDPAXOS_KNOWN_NODES", hide_env_values = true)]
+    pub known_nodes: Option<String>,
     /// Tells clusters apart; nodes with another token are refused [default: cloudpaxos].
     #[arg(long, value_name = "TEXT", env = "CLOUDPAXOS_CLUSTER_TOKEN", hide_env_values = true)]
     pub cluster_token: Option<String>,

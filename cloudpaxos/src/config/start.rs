@@ -44,6 +44,8 @@ pub struct StartConfig {
     pub genesis: Option<Genesis>,
     /// This node is none of those that form the cluster: it joins.
     pub join: bool,
+    /// Where further nodes are.
+    pub known_nodes: Vec<Address>,
     /// The token, if one was given: a directory with another one is refused.
     pub cluster_token: Option<String>,
     /// Where it stands; empty where nothing is said.
@@ -220,6 +222,7 @@ impl StartConfig {
             security: Security::resolve(layers)?,
             genesis,
             join,
+            known_nodes: known_nodes(layers)?,
             roles,
         })
     }
@@ -295,6 +298,11 @@ pub(super) fn boundaries(layers: &Layers, data_groups: u32) -> Result<Vec<Bytes>
         return Err(setting.bad(format!("`{}` is not above `{}`; write the keys ascending", texts[at + 1], texts[at])));
     }
     Ok(keys)
+}
+
+fn known_nodes(layers: &Layers) -> Result<Vec<Address>, ConfigError> {
+    let Some(setting) = layers.find("known-nodes") else { return Ok(Vec::new()) };
+    setting.list().iter().map(|item| Address::parse(item).map_err(|problem| setting.bad(problem))).collect()
 }
 
 /// This node's entry in the list must say what `--roles` says.

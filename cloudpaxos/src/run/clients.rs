@@ -2,6 +2,7 @@
 
 use super::admin::Source;
 use super::host::Site;
+use super::map::addresses_to_ask;
 use crate::net::{AccessLayer, Listener};
 use crate::observe::Health;
 use gateway::GatewayConfig;
@@ -24,13 +25,14 @@ const STATUS_PERIOD: Duration = Duration::from_millis(500);
 
 /// Starts the gateway's machine; requests to the own node do not travel.
 pub(super) fn start_gateway(site: &Site, node: Option<&NodeHandle>, dialer: Arc<dyn Dialer>) -> Handle {
+    let mut addresses = addresses_to_ask(&site.genesis, &site.known_nodes);
+    addresses.extend(site.peer_addresses.clone());
     let config = GatewayConfig {
         seed: [rand::random(), rand::random()],
         local: node.map(NodeHandle::node),
-        nodes: site.genesis.members.iter().map(|member| member.id).collect(),
+        nodes: addresses.keys().copied().collect(),
         ..GatewayConfig::default()
     };
-    let addresses = site.peer_addresses.clone();
     driver::start(config, |replies| {
         let local = node.map(|node| {
             let (me, replies) = (node.node(), replies.clone());

@@ -3,7 +3,7 @@
 use super::admin::{NodeReporter, Source};
 use super::security::Secured;
 use super::{clients, failed, map};
-use crate::config::{Genesis, Limits, ReadMode, Roles, Timing};
+use crate::config::{Address, Genesis, Limits, ReadMode, Roles, Timing};
 use crate::failure::Failure;
 use crate::identity::{self, Identity};
 use crate::net::{AccessLayer, Listener};
@@ -38,6 +38,8 @@ pub(super) struct Site {
     pub(super) identity: Option<(PathBuf, Identity)>,
     pub(super) genesis: Genesis,
     pub(super) peer_addresses: BTreeMap<NodeId, String>,
+    /// Where further nodes are, of whom no more is known.
+    pub(super) known_nodes: Vec<Address>,
     pub(super) roles: Roles,
     pub(super) client_address: String,
     /// Where the others reach it, if it is none of those that formed the cluster.

@@ -1,6 +1,6 @@
 //! The first shard map of a cluster, from its description.
 
-use crate::config::{Genesis, Member, Role};
+use crate::config::{Address, Genesis, Member, Role};
 use paxos::{GroupId, NodeId};
 use shardkv::map::{GroupInfo, NodeInfo, SHARDMASTER_GROUP, ShardMap};
 use shardkv::types::{MoveId, Revision, ShardId};
@@ -39,6 +39,12 @@ pub(super) fn node_infos(genesis: &Genesis, addresses: &BTreeMap<NodeId, String>
 /// Where the description says that nodes are.
 pub fn described_addresses(genesis: &Genesis) -> BTreeMap<NodeId, String> {
     genesis.members.iter().map(|member| (member.id, member.peer_address.to_string())).collect()
+}
+
+/// The same with further nodes, whose ids are not known yet: until the shard map tells, they go by ids that no node has.
+pub(super) fn addresses_to_ask(genesis: &Genesis, known: &[Address]) -> BTreeMap<NodeId, String> {
+    let further = known.iter().zip(0..).map(|(address, number)| (NodeId(u64::MAX - 1 - number), address.to_string()));
+    described_addresses(genesis).into_iter().chain(further).collect()
 }
 
 /// The whole map.

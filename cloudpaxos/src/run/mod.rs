@@ -77,19 +77,20 @@ pub fn start(config: StartConfig, traces: Option<&Traces>) -> Result<(), Failure
             let mut directory = identity::open(path, claim)?;
             directory.notes.iter().for_each(|note| tracing::warn!("{note}"));
             if directory.identity.node_id == identity::UNASSIGNED {
-                join::join(&mut directory, config.advertise_peer.as_ref(), &config.roles, &secured)?;
+                join::join(&mut directory, &config, &secured)?;
             }
             Some(directory)
         }
         _ => None,
     };
-    let genesis = directory.as_ref().map(|directory| directory.identity.genesis.clone()).or(config.genesis);
+    let genesis = directory.as_ref().map(|directory| directory.identity.genesis.clone()).or(config.genesis.clone());
     let Some(genesis) = genesis else { return Err(Failure::Usage("--initial-cluster is missing".into())) };
     let site = Site {
         name: config.name.to_string(),
         zone: config.zone,
         identity: directory.as_ref().map(|directory| (directory.path.clone(), directory.identity.clone())),
         peer_addresses: described_addresses(&genesis),
+        known_nodes: config.known_nodes,
         genesis,
         roles: config.roles,
         client_address: config.advertise_client.map(|address| address.to_string()).unwrap_or_default(),
@@ -141,6 +142,7 @@ pub fn dev(config: DevConfig) -> Result<(), Failure> {
             identity: Some((directory.path.clone(), directory.identity.clone())),
             genesis: directory.identity.genesis.clone(),
             peer_addresses: addresses.clone(),
+            known_nodes: Vec::new(),
             roles: if client.is_some() { Roles::all() } else { member.roles.clone() },
             peer_address: String::new(),
             client_address: if client.is_some() { client_port.to_string() } else { String::new() },

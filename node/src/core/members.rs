@@ -17,7 +17,7 @@ use super::lead::Waiter;
 use super::{Core, Group, Hosted};
 use crate::wire::NodeMessage;
 use paxos::flaw::{self, Flaw};
-use paxos::{Ballot, ConfigId, Configuration, GroupId, NodeId, Record, Time};
+use paxos::{Ballot, ConfigId, Configuration, GroupId, NodeId, Record, Time, quorum_of};
 use shardkv::map::{GroupInfo, SHARDMASTER_GROUP};
 use shardkv::store::Store;
 use shardmaster::MasterCommand;
@@ -148,10 +148,13 @@ impl<S: Store> Core<S> {
     }
 
     /// A replica that the host has opened. Its first record is logged here.
-    pub fn open(&mut self, hosted: Hosted<S>) {
+    pub fn open(&mut self, mut hosted: Hosted<S>) {
         let id = hosted.group;
         if !self.comings.opening.remove(&id) || self.groups.contains_key(&id) {
             return;
+        }
+        if flaw::is(Flaw::VoteBeforeLearning) && hosted.configuration.members.is_empty() {
+            hosted.configuration = self.opened_for(id);
         }
         let floor = Record::Opened(hosted.recovered.promised);
         self.host(hosted);
@@ -164,6 +167,15 @@ impl<S: Store> Core<S> {
             self.dirty.push_back((ticket, id));
         }
         self.out.log.push((id, floor));
+    }
+
+    /// For a mutant: the configuration that a replica is opened for, by the map.
+    fn opened_for(&self, id: GroupId) -> Configuration {
+        let plan = self.map.group(id).cloned().unwrap_or_default();
+        let mut present = Configuration::first(plan.replicas);
+        present.id = plan.config;
+        let next = if plan.sealed.is_empty() { plan.next } else { plan.sealed };
+        if next.contains(&self.config.me) { present.next(next) } else { present }
     }
 
     /// A leader's part in a change of its group's members.
@@ -186,9 +198,14 @@ impl<S: Store> Core<S> {
         let learners: Vec<NodeId> = wanted.iter().copied().filter(|node| !present.contains(*node)).collect();
         let (matched, length) = (group.replica.matched(), group.replica.next_slot().prev());
         let me = self.config.me;
-        let close =
-            |node: &NodeId| matched.get(node).copied().flatten().is_some_and(|slot| slot.0 + CLOSE_SLOTS >= length.0);
-        lead.sealing = !wanted.is_empty() && lead.ready && wanted.iter().all(|node| *node == me || close(node));
+        let beats = &self.beats;
+        let close = |node: &NodeId| {
+            let near = matched.get(node).copied().flatten().is_some_and(|slot| slot.0 + CLOSE_SLOTS >= length.0);
+            *node == me || (near && beats.reaches(now, *node))
+        };
+        // One that stays may be away for a while; but the next configuration must be able to begin.
+        let ready = wanted.iter().filter(|node| close(node)).count() >= quorum_of(wanted.len());
+        lead.sealing = !wanted.is_empty() && lead.ready && ready && learners.iter().all(close);
         let (sealing, drained) = (lead.sealing, lead.is_drained());
         if group.replica.learners() != learners {
             self.step(now, id, paxos::Input::Learners(learners));

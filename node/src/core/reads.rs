@@ -9,7 +9,7 @@ use super::lead::Waiter;
 use super::scans::reads_ranges;
 use super::{Core, Machine, ReadMode};
 use paxos::flaw::{self, Flaw};
-use paxos::{GroupId, NodeId, Time};
+use paxos::{GroupId, Time};
 use shardkv::ReadError;
 use shardkv::command::Command;
 use shardkv::map::{GroupChange, SHARDMASTER_GROUP};
@@ -187,7 +187,7 @@ impl<S: Store> Core<S> {
         if explicit_revision(op) > newest.max(at) {
             return match serializable {
                 true => {
-                    let hint = self.leader_of(id).filter(|node| *node != self.config.me);
+                    let hint = self.hint(id);
                     self.answer(waiter, ReplyBody::NotLeader { hint })
                 }
                 false => {
@@ -237,7 +237,7 @@ impl<S: Store> Core<S> {
     /// Answers a read, if this node still leads.
     pub(super) fn release(&mut self, now: Time, id: GroupId, read: WaitingRead, body: ReplyBody) {
         match self.config.read_mode {
-            ReadMode::Lease if self.has_lease(now, id) => {
+            ReadMode::Lease if self.has_lease(now, id) || self.had_lease(id, &read) => {
                 self.trace_read(now, id, &read);
                 self.answer(Waiter::Gateway(read.token, read.request.id), body)
             }
@@ -252,6 +252,12 @@ impl<S: Store> Core<S> {
                 self.confirm_then(now, id, read.token, reply);
             }
         }
+    }
+
+    /// For a mutant: whether this node held the lease when a read came.
+    fn had_lease(&self, id: GroupId, read: &WaitingRead) -> bool {
+        let arrival = Time(read.expires.0.saturating_sub(read.request.patience_micros));
+        flaw::is(Flaw::LeaseOnArrival) && self.has_lease(arrival, id)
     }
 
     /// Sends a reply once a quorum has confirmed, in a round begun from now on, that this node leads.
@@ -327,7 +333,7 @@ impl<S: Store> Core<S> {
                 self.read_or_scan(now, id, WaitingRead { token, request, expires, known });
             }
             Some(Machine::Master(_)) | None => {
-                let hint: Option<NodeId> = self.leader_of(id);
+                let hint = self.hint(id);
                 self.answer(Waiter::Gateway(token, request.id), ReplyBody::NotLeader { hint });
             }
         }

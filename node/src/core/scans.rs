@@ -253,7 +253,7 @@ impl<S: Store> Core<S> {
         if let Some(term) = term {
             let lead = self.groups.get(&id).and_then(|group| group.lead.as_ref());
             if lead.is_none_or(|lead| lead.term != term) {
-                let hint = self.leader_of(id).filter(|node| *node != self.config.me);
+                let hint = self.hint(id);
                 return self.answer(waiter, ReplyBody::NotLeader { hint });
             }
         }

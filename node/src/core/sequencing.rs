@@ -46,6 +46,19 @@ impl<S: Store> Core<S> {
         (leader.node.0 != 0).then_some(leader.node)
     }
 
+    /// Whom to send somebody to who was wrong here. Nobody, where this node has lost its leader, or that one its majority:
+    /// others may have elected another one, and a request that goes to the old one waits there in vain.
+    pub(super) fn hint(&self, id: GroupId) -> Option<NodeId> {
+        let knows = self.is_content(id) || self.is_outdated(id);
+        self.leader_of(id).filter(|node| *node != self.config.me && knows)
+    }
+
+    /// Whether a leader that reaches a majority is reached, or is this node itself. A node without a vote cannot tell.
+    pub(super) fn is_content(&self, id: GroupId) -> bool {
+        let member = |group: &&Group<S>| group.replica.configuration().contains(self.config.me);
+        self.groups.get(&id).filter(member).is_none_or(|group| group.replica.is_content())
+    }
+
     /// Whether others know a leader of a group in a later configuration than this node's replica has heard of: that
     /// may have no member left who could tell it.
     pub(super) fn is_outdated(&self, id: GroupId) -> bool {
@@ -145,8 +158,8 @@ impl<S: Store> Core<S> {
 
     /// A gateway asks for the newest number handed out.
     pub(super) fn current_asked(&mut self, now: Time, token: u64, id: u64) {
-        if self.sequencer.is_none() {
-            let hint = self.leader_of(SHARDMASTER_GROUP).filter(|node| *node != self.config.me);
+        if self.sequencer.is_none() || !self.is_content(SHARDMASTER_GROUP) {
+            let hint = self.hint(SHARDMASTER_GROUP);
             return self.answer(Waiter::Gateway(token, id), ReplyBody::NotLeader { hint });
         }
         self.serve(now, now, Call::Current { token, id });
@@ -277,6 +290,7 @@ mod tests {
         };
         let mut core = Core::new(config, vec![hosted], Time(0));
         assert_eq!(core.leader_of(SHARDMASTER_GROUP), Some(NodeId(3)));
+        assert_eq!(core.hint(SHARDMASTER_GROUP), None, "it is not reached: callers would wait there in vain");
         let leader = ballot(10, 32, 4);
         let status =
             Status { promised: leader, own: leader, leader, happy: true, config: ConfigId(10), ..Status::default() };
@@ -285,6 +299,7 @@ mod tests {
         let ping = Heartbeat::Ping { sequence: 1, statuses };
         core.message(Time(1), NodeId(4), NodeMessage::Paxos(Wire::Heartbeat(ping)));
         assert_eq!(core.leader_of(SHARDMASTER_GROUP), Some(NodeId(4)));
+        assert_eq!(core.hint(SHARDMASTER_GROUP), Some(NodeId(4)));
         core.tick(Time(200_000));
         let out = core.turn(Time(200_000));
         assert!(out.send.iter().any(|(_, message)| matches!(message, NodeMessage::MapRequest { .. })));

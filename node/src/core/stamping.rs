@@ -80,7 +80,7 @@ impl<S: Store> Core<S> {
         for (waiter, _) in lead.proposed.into_iter().flat_map(|proposed| proposed.waiters) {
             self.answer(waiter, ReplyBody::Lost);
         }
-        let hint = self.leader_of(id).filter(|node| *node != self.config.me);
+        let hint = self.hint(id);
         let unproposed = lead.asked.into_iter().flat_map(|asked| asked.batch).chain(lead.inbox);
         for pending in unproposed {
             self.answer(pending.waiter, ReplyBody::NotLeader { hint });
@@ -153,12 +153,13 @@ impl<S: Store> Core<S> {
         })
     }
 
-    /// The term of a leader that serves, or what to answer instead.
+    /// The term of a leader that serves, or what to answer instead. One that reaches no majority does not: it would keep
+    /// its callers waiting while others lead.
     pub(super) fn ready_lead(&mut self, id: GroupId) -> Result<&mut Lead, ReplyBody> {
-        let hint = self.leader_of(id).filter(|node| *node != self.config.me);
+        let (hint, content) = (self.hint(id), self.is_content(id));
         let group = self.groups.get_mut(&id).ok_or(ReplyBody::NotLeader { hint })?;
         match group.lead.as_mut() {
-            Some(lead) if lead.ready && !lead.is_draining() => Ok(lead),
+            Some(lead) if lead.ready && !lead.is_draining() && content => Ok(lead),
             Some(_) | None => Err(ReplyBody::NotLeader { hint }),
         }
     }

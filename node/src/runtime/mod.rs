@@ -14,10 +14,13 @@
 //! Whatever concerns the core goes through one [`Mailbox`]; the turn loop drains it, steps the core
 //! with everything that was there, and performs what the turn wants done.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 mod apply;
 mod clock;
 mod collect;
 mod figures;
+mod known;
 mod mailbox;
 mod open;
 mod peers;
@@ -30,10 +33,15 @@ mod turn_loop;
 
 pub use clock::now;
 pub use figures::{MailboxFigures, NodeFigures, SyncFigures};
+pub use known::{Handshake, KnownPeers, note_nodes};
 pub use mailbox::Mailbox;
 pub use open::{NodeConfig, OpenError, PeerAddress, RESERVE, open};
-pub use peers::{Handshake, KnownPeers, PeerFigures};
+pub use peers::PeerFigures;
 pub use replies::ReplySink;
 pub use seed::Seeding;
 pub use service::serve;
 pub use turn_loop::{Node, NodeHandle, SpanSink, Stop};
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

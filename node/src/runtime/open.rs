@@ -1,5 +1,6 @@
 //! Opening a node's directory: the store, the log, every replica's state.
 
+use super::known::KnownPeers;
 use super::space::{Marks, PatientStore, Space};
 use crate::core::{Core, CoreConfig, Hosted};
 use crate::host::Machines;
@@ -137,11 +138,17 @@ pub struct Opened {
     pub(super) store: Arc<NodeStore>,
     pub(super) space: Arc<Space>,
     pub(super) log: Log,
+    pub(super) known: Arc<KnownPeers>,
     pub(super) config: NodeConfig,
 }
 
 /// Opens store and log, and recovers every replica.
-pub fn open(config: NodeConfig) -> Result<Opened, OpenError> {
+pub fn open(mut config: NodeConfig) -> Result<Opened, OpenError> {
+    let read = |source| OpenError::Io { what: "read peers.json in the data directory".to_owned(), source };
+    let known = Arc::new(KnownPeers::open(&config).map_err(read)?);
+    // Those that formed the cluster may all be gone: whoever was met since can tell the map.
+    let met = known.peers().into_keys().filter(|node| !config.core.nodes.contains(node)).collect::<Vec<_>>();
+    config.core.nodes.extend(met);
     let store_path = config.data_dir.join("store");
     let store_failed = |source| OpenError::Store { path: store_path.clone(), source };
     let open_rocks = || RocksStore::open(&store_path, config.store);
@@ -198,7 +205,7 @@ pub fn open(config: NodeConfig) -> Result<Opened, OpenError> {
     }
     let mut core = Core::new(config.core.clone(), hosted, super::now());
     core.remember(ended);
-    Ok(Opened { core, machines, store, space, log, config })
+    Ok(Opened { core, machines, store, space, log, known, config })
 }
 
 /// Logs the beginnings of a new node's first replicas: from then on the log says which there are.

@@ -1,7 +1,8 @@
 //! The peer port: the streams of other nodes and of gateways.
 
+use super::known::{Handshake, KnownPeers};
 use super::mailbox::Mailbox;
-use super::peers::{self, Handshake, KnownPeers};
+use super::peers;
 use super::replies::Sinks;
 use crate::core::Input;
 use bytes::Bytes;

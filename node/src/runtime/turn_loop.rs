@@ -3,9 +3,10 @@
 use super::apply::{ApplyThread, Job, Report};
 use super::collect::{self, Collector, Readers};
 use super::figures::{Sources, SyncFigures};
+use super::known::KnownPeers;
 use super::mailbox::Mailbox;
 use super::open::{NodeStore, OpenError, Opened, PeerAddress};
-use super::peers::{self, KnownPeers, Peer, Peers};
+use super::peers::{self, Peer, Peers};
 use super::replies::{ReplySink, Sinks};
 use super::scan::ScanThreads;
 use super::service::{DataService, PeerPort, PeerService, overloaded};
@@ -176,13 +177,12 @@ pub struct Node {
 impl Node {
     /// Starts the threads of an opened node. Call [`Node::run`] next, on a current-thread runtime.
     pub fn start(opened: Opened) -> Result<(Node, NodeHandle), OpenError> {
-        let Opened { core, machines, store, space, log, config } = opened;
+        let Opened { core, machines, store, space, log, known, config } = opened;
         let io = |what: &str| {
             let what = what.to_owned();
             move |source| OpenError::Io { what, source }
         };
         let mailbox = Arc::new(Mailbox::new(OUTSIDE_MAX));
-        let known = Arc::new(KnownPeers::open(&config).map_err(io("read peers.json in the data directory"))?);
         let (ask, questions) = mpsc::channel(QUESTIONS_MAX);
         let (stop, stops) = mpsc::channel(STOPS_MAX);
         let wal_progress = Arc::new(Mutex::new(WalProgress::default()));

@@ -3,7 +3,7 @@
 use checkers::History;
 use clap::{Parser, Subcommand};
 use e2e::system::{Layout, System};
-use e2e::{HarnessError, balancing, crash, failover, moving, restart, smoke, workload};
+use e2e::{HarnessError, balancing, crash, failover, moving, partition, restart, smoke, workload};
 use std::fs::{self, File};
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
@@ -90,6 +90,18 @@ enum Command {
         /// For how long to look.
         #[arg(long, default_value_t = 120)]
         seconds: u64,
+    },
+    /// For how long nobody can write while hosts are cut off from one another (in network namespaces; needs root).
+    Partition {
+        /// How often links are cut in each shape.
+        #[arg(long, default_value_t = 3)]
+        rounds: u32,
+        /// How long each cut lasts.
+        #[arg(long, default_value_t = 5.0)]
+        seconds: f64,
+        /// Which shapes; all if not given.
+        #[arg(long, value_enum)]
+        shape: Vec<partition::Shape>,
     },
     /// The basics of the API.
     Smoke {
@@ -207,6 +219,12 @@ async fn run(Arguments { command, directory }: Arguments) -> Result<(), HarnessE
                 "spread {after}, over {} shards; {} requests answered, {} failed, the longest {:.1?}",
                 seen.shards, seen.answered, seen.failed, seen.longest
             );
+        }
+        Command::Partition { rounds, seconds, shape } => {
+            let shapes = if shape.is_empty() { partition::SHAPES.to_vec() } else { shape };
+            let seen = partition::run(&shapes, rounds, Duration::from_secs_f64(seconds), &directory).await?;
+            let Some(seen) = seen else { return Ok(()) };
+            println!("{} appends, none failed; the slowest took {:.0?}", seen.appends, seen.longest);
         }
         Command::Smoke { system, layout } => {
             smoke::run(system, layout, directory).await?;

@@ -195,3 +195,64 @@ async fn a_cluster_grows_and_shrinks_and_no_request_fails() {
     let groups = well(&["groups", "list"]);
     assert!(!groups.contains("n4") && !groups.contains("n5"), "{groups}");
 }
+
+/// All nodes that formed the cluster are replaced: those that came later start again without them, and further ones
+/// join by being told of one that lives.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_that_formed_the_cluster_may_all_go() {
+    let parent = tempfile::tempdir().expect("a directory");
+    let mut cluster = Cluster::start(System::Cloudpaxos, Layout::AllRoles, parent.path()).await.expect("a cluster");
+    let ports = free_ports(8).expect("eight free ports");
+    let data = |name: &str| parent.path().join(name);
+    let at = |number: usize| (ports[2 * number], ports[2 * number + 1]);
+    let later = |number: usize, cluster: &Cluster| {
+        let name = format!("n{}", number + 4);
+        start(cluster, &name, &data(&name), at(number))
+    };
+    let mut joined: Vec<Process> = (0..3).map(|number| later(number, &cluster)).collect();
+    let address = format!("127.0.0.1:{}", ports[0]);
+    let well = |words: &[&str]| {
+        let said = run(&[words, &["--endpoints", &address]].concat());
+        said.unwrap_or_else(|error| panic!("{words:?}: {error}"))
+    };
+    for name in ["n4", "n5", "n6"] {
+        await_node(&address, name).await;
+    }
+    well(&["kv", "put", "kept", "all along"]);
+    for (number, name) in ["n1", "n2", "n3"].into_iter().enumerate() {
+        let said = tokio::task::block_in_place(|| well(&["nodes", "drain", name]));
+        assert!(said.contains("holds no replicas"), "{said}");
+        well(&["nodes", "remove", name]);
+        cluster.stop(number).expect("it stops");
+    }
+    // Of the shardmaster's group one member is enough here: the two others must find it.
+    for name in ["n5", "n6"] {
+        tokio::task::block_in_place(|| well(&["groups", "remove", "1", name]));
+    }
+
+    joined.drain(..).try_for_each(Process::kill).expect("kill -9");
+    let _joined: Vec<Process> = (0..3).map(|number| later(number, &cluster)).collect();
+    for (client, _) in (0..3).map(at) {
+        await_value(&format!("127.0.0.1:{client}"), "kept", "all along").await;
+    }
+
+    let binary = System::Cloudpaxos.binary().expect("the binary is built");
+    let mut words = joining(&cluster, "n7", &data("n7"), at(3));
+    words.extend(["--known-nodes".into(), format!("127.0.0.1:{}", ports[1]).into()]);
+    let _n7 = Process::start("n7", &binary, &words, &data("n7.log")).expect("it starts");
+    await_node(&address, "n7").await;
+    await_value(&format!("127.0.0.1:{}", ports[6]), "kept", "all along").await;
+}
+
+/// Waits until a value is read by way of one node.
+async fn await_value(address: &str, key: &str, value: &str) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let said = run(&["kv", "get", key, "--endpoints", address]);
+        if said.as_ref().is_ok_and(|said| said.contains(value)) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{address} does not answer: {said:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}

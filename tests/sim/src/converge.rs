@@ -95,7 +95,10 @@ impl World {
         for group in &self.groups() {
             let decided = self.invariants.last_decided(*group);
             for node in &self.newest_configuration(*group).members {
-                let Some(site) = self.sites.get(node).filter(|site| !site.retired) else { continue };
+                let Some(site) = self.sites.get(node) else { continue };
+                if site.retired {
+                    return Some(format!("{node} is lost, and still a member of {group}"));
+                }
                 let Some(process) = &site.process else { return Some(format!("{node} is down")) };
                 let applied = process.machines.applied(*group);
                 if applied < decided {
@@ -106,7 +109,7 @@ impl World {
                 }
             }
         }
-        self.unmoved()
+        self.unreplaced().or_else(|| self.unmoved())
     }
 
     /// A shard that is not yet where the map says, or a copy that nobody needs.

@@ -49,7 +49,7 @@ impl World {
         let config = GatewayConfig {
             seed: [self.random.bits(), self.random.bits()],
             local,
-            nodes: self.plan.nodes.clone(),
+            nodes: self.present_nodes(),
             session_window: GatewayConfig::default()
                 .session_window
                 .min(self.plan.sessions.outcomes_per_session_max as u64 / 2),

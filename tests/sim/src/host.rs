@@ -83,7 +83,17 @@ impl World {
             }
             self.perform(node, out)?;
         }
+        self.note_nodes(node);
         self.check_leases(node)
+    }
+
+    /// Writes down which nodes there are, for the next start.
+    fn note_nodes(&mut self, node: NodeId) {
+        let Some(site) = self.sites.get_mut(&node) else { return };
+        let Some(map) = site.process.as_ref().map(|process| process.core.map()) else { return };
+        if map.nodes.len() != site.met.len() || map.nodes.iter().zip(&site.met).any(|(info, met)| info.id != *met) {
+            site.met = map.nodes.iter().map(|info| info.id).collect();
+        }
     }
 
     fn perform(&mut self, node: NodeId, out: Outputs) -> Result<(), String> {

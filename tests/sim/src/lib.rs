@@ -16,6 +16,7 @@ mod gateways;
 mod host;
 mod invariants;
 mod lifecycle;
+mod losses;
 pub mod mutant;
 mod network;
 mod operator;
@@ -23,6 +24,7 @@ pub mod plan;
 mod process;
 mod random;
 pub mod run;
+mod scripts;
 mod trace;
 mod world;
 

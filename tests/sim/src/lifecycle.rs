@@ -13,7 +13,7 @@ use paxos::{ConfigId, Configuration, GroupId, NodeId, Record, Recovered, Slot, T
 use shardkv::MemoryStore;
 use shardkv::map::{GroupInfo, NodeInfo, SHARDMASTER_GROUP, ShardMap};
 use shardkv::types::{MoveId, Revision, ShardId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use wal::testdisk::MemDisk;
 use wal::{Append, Log, Recovery};
@@ -37,6 +37,7 @@ impl Site {
             rotten: false,
             formed: false,
             retired: false,
+            met: Vec::new(),
         }
     }
 }
@@ -64,20 +65,22 @@ impl World {
             shardmaster: GroupInfo::new(SHARDMASTER_GROUP, self.plan.groups[0].1.clone()),
             last_group: GroupId(0),
             groups,
-            nodes: self.plan.nodes.iter().copied().map(World::node_info).collect(),
+            nodes: self.plan.founders.iter().copied().map(World::node_info).collect(),
         }
     }
 
     fn core_config(&self, me: NodeId, boot: u64) -> CoreConfig {
+        let met = self.sites.get(&me).map(|site| site.met.clone()).unwrap_or_default();
+        let nodes: BTreeSet<NodeId> = self.plan.founders.iter().copied().chain(met).collect();
         CoreConfig {
             me,
             boot,
             info: World::node_info(me),
-            nodes: self.plan.nodes.clone(),
+            nodes: nodes.into_iter().collect(),
             timing: Timing::default(),
             read_mode: self.plan.read_mode,
             genesis: self.genesis(),
-            dead_after_micros: 0,
+            dead_after_micros: self.plan.dead_after_micros,
             balance: self.plan.balance,
             limits: self.plan.limits,
         }
@@ -98,7 +101,7 @@ impl World {
             ..wal::Config::new(node.0, self.plan.seed ^ (site.life << 32))
         };
         let opened = Log::open(site.disk.handle(), wal);
-        let (log, recovery) = match opened {
+        let (log, mut recovery) = match opened {
             Ok(opened) => opened,
             Err(wal::OpenError::Io { operation, file, source }) => {
                 self.trace.line(self.now, format_args!("{node} cannot open its log: {operation} of {file}: {source}"));
@@ -117,10 +120,13 @@ impl World {
         if (lost || recovery.promises_lost) && !site.rotten {
             return Err(format!("{node} takes a sound log for rotten: {recovery:?}"));
         }
+        if mutant == Some(Mutant::CutAtRot) {
+            cut_at_rot(&mut recovery);
+        }
         if recovery.promises_lost {
-            site.retired = true;
             self.coverage.hit("rot.promises_lost");
             self.trace.line(self.now, format_args!("{node} may have lost a promise and stays down"));
+            self.give_up(node);
             return Ok(());
         }
         if recovery.torn_tail.is_some() {
@@ -291,6 +297,16 @@ impl World {
     pub(crate) fn may_rot(&self, node: NodeId) -> bool {
         self.may(Fault::Rot) && self.plan.rotting == node
     }
+}
+
+/// For a mutant: the log ends where the first of it is missing.
+fn cut_at_rot(recovery: &mut Recovery) {
+    let Some(end) = recovery.lost.iter().map(|lost| lost.first).min() else { return };
+    recovery.groups.values_mut().for_each(|records| records.retain(|record| record.lsn < end));
+    recovery.groups.retain(|_, records| !records.is_empty());
+    recovery.lost.clear();
+    recovery.suspects.clear();
+    recovery.promises_lost = false;
 }
 
 /// Logs the beginnings of a node's first replicas. `false` where the disk has no room.

@@ -31,6 +31,10 @@ pub enum Mutant {
     SkipEntry,
     /// A leader makes up its peers' grants, so its lease never ends.
     MakeUpGrants,
+    /// A node that has lost its disks comes back, empty, under its old id.
+    RejoinUnderOldId,
+    /// What is corrupt in the middle of a log is taken for its torn tail: everything from there on is cut.
+    CutAtRot,
     /// A bug in the code itself.
     Flaw(Flaw),
 }
@@ -48,12 +52,15 @@ pub const ALL: &[Mutant] = &[
     Mutant::LosePromises,
     Mutant::SkipEntry,
     Mutant::MakeUpGrants,
+    Mutant::RejoinUnderOldId,
+    Mutant::CutAtRot,
     Mutant::Flaw(Flaw::VoteBeforeLearning),
     Mutant::Flaw(Flaw::AppendBehindStopSign),
     Mutant::Flaw(Flaw::ForgetSeal),
     Mutant::Flaw(Flaw::AdoptPieceByPiece),
     Mutant::Flaw(Flaw::LeaseOfAnyBallot),
     Mutant::Flaw(Flaw::ReadWithoutLease),
+    Mutant::Flaw(Flaw::LeaseOnArrival),
     Mutant::Flaw(Flaw::ReadBeforeWrites),
     Mutant::Flaw(Flaw::ForgetTombstone),
     Mutant::Flaw(Flaw::MoveWithoutSessions),
@@ -62,6 +69,8 @@ pub const ALL: &[Mutant] = &[
     Mutant::Flaw(Flaw::ReadFrozen),
     Mutant::Flaw(Flaw::CutWithoutSessions),
     Mutant::Flaw(Flaw::DiscardWhatIsCut),
+    Mutant::Flaw(Flaw::AppliedBeforeData),
+    Mutant::Flaw(Flaw::TakeNewerEpoch),
 ];
 
 impl Mutant {
@@ -79,12 +88,15 @@ impl Mutant {
             Mutant::LosePromises => "lose-promises",
             Mutant::SkipEntry => "skip-entry",
             Mutant::MakeUpGrants => "make-up-grants",
+            Mutant::RejoinUnderOldId => "rejoin-under-old-id",
+            Mutant::CutAtRot => "cut-at-rot",
             Mutant::Flaw(Flaw::VoteBeforeLearning) => "vote-before-learning",
             Mutant::Flaw(Flaw::AppendBehindStopSign) => "append-behind-stop-sign",
             Mutant::Flaw(Flaw::ForgetSeal) => "forget-seal",
             Mutant::Flaw(Flaw::AdoptPieceByPiece) => "adopt-piece-by-piece",
             Mutant::Flaw(Flaw::LeaseOfAnyBallot) => "lease-of-any-ballot",
             Mutant::Flaw(Flaw::ReadWithoutLease) => "read-without-lease",
+            Mutant::Flaw(Flaw::LeaseOnArrival) => "lease-on-arrival",
             Mutant::Flaw(Flaw::ReadBeforeWrites) => "read-before-writes",
             Mutant::Flaw(Flaw::ForgetTombstone) => "forget-tombstone",
             Mutant::Flaw(Flaw::MoveWithoutSessions) => "move-without-sessions",
@@ -93,6 +105,8 @@ impl Mutant {
             Mutant::Flaw(Flaw::ReadFrozen) => "read-frozen",
             Mutant::Flaw(Flaw::CutWithoutSessions) => "cut-without-sessions",
             Mutant::Flaw(Flaw::DiscardWhatIsCut) => "discard-what-is-cut",
+            Mutant::Flaw(Flaw::AppliedBeforeData) => "applied-before-data",
+            Mutant::Flaw(Flaw::TakeNewerEpoch) => "take-newer-epoch",
         }
     }
 }

@@ -47,7 +47,15 @@ impl World {
         let group = self.random.pick(&map.groups).map(|group| group.id)?;
         Some(match self.random.below(10) {
             0..4 if map.groups.len() < self.plan.groups.len() + 2 => {
-                GroupChange::Create { members: self.members(), nonce: self.random.below(1 << 20) + 1 }
+                let mut members = self.members();
+                if self.plan.losses_micros_max.is_some() && members.len() == 1 {
+                    // Its only node could be lost before anybody knows of the group.
+                    members = self.present_nodes().into_iter().take(3).collect();
+                    if members.len() < 3 {
+                        return None;
+                    }
+                }
+                GroupChange::Create { members, nonce: self.random.below(1 << 20) + 1 }
             }
             0..6 => GroupChange::Empty { group, emptying: true },
             6 => GroupChange::Empty { group, emptying: false },
@@ -87,7 +95,7 @@ impl World {
     }
 
     /// Whoever leads the shardmaster takes it; nobody waits for the answer.
-    fn ask_shardmaster(&mut self, body: &RequestBody) {
+    pub(crate) fn ask_shardmaster(&mut self, body: &RequestBody) {
         for node in self.plan.nodes.clone() {
             let body = body.clone();
             let (known, patience_micros) = (Revision(0), 1_000_000);
@@ -98,14 +106,14 @@ impl World {
 
     /// One, three or five of the nodes; the one that may rot is never alone.
     fn members(&mut self) -> Vec<NodeId> {
-        let mut nodes = self.plan.nodes.clone();
+        let mut nodes = self.present_nodes();
         let size = *self.random.pick(&[1, 3, 3, 3, 5]).unwrap_or(&3);
         while nodes.len() > size {
             let out = self.random.below(nodes.len() as u64);
             nodes.remove(usize::try_from(out).unwrap_or_default());
         }
         if self.may(Fault::Rot) && nodes[..] == [self.plan.rotting] {
-            nodes = self.plan.nodes.iter().copied().filter(|node| *node != self.plan.rotting).take(1).collect();
+            nodes = self.present_nodes().into_iter().filter(|node| *node != self.plan.rotting).take(1).collect();
         }
         nodes
     }

@@ -82,7 +82,9 @@ pub struct Plan {
     pub seed: u64,
     /// The caller's part.
     pub options: Options,
-    /// All nodes.
+    /// The nodes that the cluster was formed with.
+    pub founders: Vec<NodeId>,
+    /// All nodes that there ever were; those that join come behind the founders.
     pub nodes: Vec<NodeId>,
     /// All groups with their replicas, the shardmaster's first.
     pub groups: Vec<(GroupId, Vec<NodeId>)>,
@@ -128,6 +130,10 @@ pub struct Plan {
     pub balance: Option<Policy>,
     /// Whether shards move and are cut anew, and the longest pause between two wishes.
     pub moves_micros_max: Option<u64>,
+    /// Whether nodes lose their disks for good, and the longest pause between two such losses.
+    pub losses_micros_max: Option<u64>,
+    /// A node that is silent for so long is replaced by itself; 0 for never.
+    pub dead_after_micros: u64,
 }
 
 fn shape(random: &mut Random) -> (Vec<NodeId>, Vec<(GroupId, Vec<NodeId>)>) {
@@ -199,9 +205,15 @@ impl Plan {
             bytes_min: balancing.skewed(500, 50_000),
             moves_max: usize::try_from(balancing.between(1, 4)).unwrap_or(1),
         });
+        let losing = &mut Random::new(seed, 7);
+        let losses = nodes.len() > 1 && !calm && losing.chance(400);
+        let dead_after_micros = if losing.chance(500) { losing.between(1_500_000, 10_000_000) } else { 0 };
         Plan {
             seed,
             options,
+            losses_micros_max: losses.then(|| losing.skewed(4_000_000, 30_000_000)),
+            dead_after_micros,
+            founders: nodes.clone(),
             boundaries,
             keys,
             read_mode: if random.chance(700) { ReadMode::Lease } else { ReadMode::Quorum },

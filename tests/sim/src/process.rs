@@ -4,7 +4,7 @@
 use crate::clock::Clock;
 use node::core::{ApplyJob, Core, Hosted, Hosting, Input, Machine, ScanJob, SnapshotJob};
 use node::host::Machines;
-use paxos::GroupId;
+use paxos::{GroupId, NodeId};
 use shardkv::MemoryStore;
 use shardkv::types::Revision;
 use std::collections::{BTreeMap, VecDeque};
@@ -36,8 +36,10 @@ pub struct Site {
     pub rotten: bool,
     /// Its replicas' beginnings are logged: from then on the log says which there are.
     pub formed: bool,
-    /// It cannot prove its promises and stays down: an operator would replace it.
+    /// It never starts again: its disks are gone, or cannot prove its promises.
     pub retired: bool,
+    /// The nodes of the cluster, as it has noted them down.
+    pub met: Vec<NodeId>,
 }
 
 /// Work for the state machines.

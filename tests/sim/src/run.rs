@@ -3,6 +3,7 @@
 use crate::coverage::Coverage;
 use crate::mutant::Mutant;
 use crate::plan::{Options, Plan};
+use crate::scripts;
 use crate::world::World;
 use std::cell::RefCell;
 use std::fmt;
@@ -111,7 +112,7 @@ pub fn run(seed: u64, options: Options) -> Result<Summary, Box<Failure>> {
     });
     let mut world = World::new(Plan::new(seed, options));
     PANIC.set(Some(String::new()));
-    let outcome = catch_unwind(AssertUnwindSafe(|| world.run()));
+    let outcome = catch_unwind(AssertUnwindSafe(|| scripts::play().and_then(|()| world.run())));
     let panic = PANIC.take();
     let what = match outcome {
         Ok(Ok(())) => None,

@@ -5,6 +5,7 @@ use crate::clients::Client;
 use crate::coverage::Coverage;
 use crate::gateways::SimGateway;
 use crate::invariants::Invariants;
+use crate::losses::Losses;
 use crate::network::{Endpoint, Network};
 use crate::plan::{Fault, Plan};
 use crate::process::Site;
@@ -89,6 +90,10 @@ pub enum Event {
     Operator,
     /// The operator does something about shards.
     Mover,
+    /// A node loses its disks.
+    Loss,
+    /// Whoever replaces lost nodes does the next thing.
+    Replace,
     /// A cut ends.
     Mend(Vec<(Endpoint, Endpoint)>),
     /// A disk has space again.
@@ -152,6 +157,8 @@ pub struct World {
     pub unread: BTreeSet<usize>,
     /// Every group of which there ever was a replica.
     pub hosted: BTreeSet<GroupId>,
+    /// Nodes that will never start again.
+    pub losses: Losses,
 }
 
 impl World {
@@ -180,6 +187,7 @@ impl World {
             phase_since: 0,
             unread: BTreeSet::new(),
             hosted: plan.groups.iter().map(|(group, _)| *group).collect(),
+            losses: Losses::default(),
             plan,
         };
         world.begin();
@@ -214,6 +222,9 @@ impl World {
         }
         if plan.moves_micros_max.is_some() {
             self.schedule(1_500_000, Event::Mover);
+        }
+        if plan.losses_micros_max.is_some() {
+            self.schedule(4_000_000, Event::Loss);
         }
         self.schedule(plan.options.seconds * 1_000_000, Event::Phase);
     }
@@ -296,6 +307,14 @@ impl World {
             }
             Event::Mover => {
                 self.mover_acts();
+                Ok(())
+            }
+            Event::Loss => {
+                self.next_loss();
+                Ok(())
+            }
+            Event::Replace => {
+                self.replace_lost();
                 Ok(())
             }
             Event::Mend(links) => {

@@ -97,3 +97,33 @@ fn a_cut_without_its_sessions_is_noticed() {
 fn discarding_a_shard_that_is_cut_as_it_arrives_is_noticed() {
     caught(Mutant::Flaw(Flaw::DiscardWhatIsCut), 120, &["no convergence", "violations"]);
 }
+
+#[test]
+fn coming_back_empty_under_the_old_id_is_noticed() {
+    caught(Mutant::RejoinUnderOldId, 60, &["a promise fell", "a vote was lost", "agreement"]);
+}
+
+#[test]
+fn voting_before_learning_is_noticed() {
+    caught(Mutant::Flaw(Flaw::VoteBeforeLearning), 60, &["agreement", "two leaseholders", "panicked"]);
+}
+
+#[test]
+fn taking_rot_for_a_torn_tail_is_noticed() {
+    caught(Mutant::CutAtRot, 60, &["a promise fell", "a vote was lost", "agreement", "neither in the log nor applied"]);
+}
+
+#[test]
+fn writing_that_an_entry_is_applied_before_what_it_does_is_noticed() {
+    caught(Mutant::Flaw(Flaw::AppliedBeforeData), 60, &["states differ", "differ at the end", "violations", "panicked"]);
+}
+
+#[test]
+fn taking_a_newer_epoch_is_noticed() {
+    caught(Mutant::Flaw(Flaw::TakeNewerEpoch), 1, &["a stale owner"]);
+}
+
+#[test]
+fn answering_by_a_lease_of_before_is_noticed() {
+    caught(Mutant::Flaw(Flaw::LeaseOnArrival), 240, &["violations"]);
+}
