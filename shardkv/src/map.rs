@@ -208,8 +208,8 @@ pub struct NodeInfo {
 impl NodeInfo {
     /// Whether both say the same of how the node is reached, and where it stands.
     pub fn is_reached_as(&self, other: &NodeInfo) -> bool {
-        let NodeInfo { id, name, peer_address, client_address, zone, .. } = other;
-        (self.id, &self.name, &self.zone) == (*id, name, zone)
+        let NodeInfo { id, peer_address, client_address, zone, .. } = other;
+        (self.id, &self.zone) == (*id, zone)
             && (&self.peer_address, &self.client_address) == (peer_address, client_address)
     }
 }

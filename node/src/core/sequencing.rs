@@ -2,7 +2,7 @@
 //! map, reservations, compactions.
 
 use super::lead::Waiter;
-use super::{Core, Machine, ReadMode};
+use super::{Core, Group, Machine, ReadMode};
 use crate::wire::{AskId, NodeMessage};
 use paxos::{GroupId, NodeId, Time};
 use shardkv::map::{NodeInfo, SHARDMASTER_GROUP};

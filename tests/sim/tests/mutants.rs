@@ -115,7 +115,11 @@ fn taking_rot_for_a_torn_tail_is_noticed() {
 
 #[test]
 fn writing_that_an_entry_is_applied_before_what_it_does_is_noticed() {
-    caught(Mutant::Flaw(Flaw::AppliedBeforeData), 60, &["states differ", "differ at the end", "violations", "panicked"]);
+    caught(
+        Mutant::Flaw(Flaw::AppliedBeforeData),
+        60,
+        &["states differ", "differ at the end", "violations", "panicked"],
+    );
 }
 
 #[test]
