@@ -81,7 +81,8 @@ impl fmt::Display for Seen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Seen { shape, cut, mended, moved } = self;
         let (name, leader) = (format!("{shape:?}"), if *moved { "another leader" } else { "the same leader" });
-        write!(f, "{name:<12} nobody could write for {cut:4.0?}, {mended:4.0?} when mended; {leader}")
+        let (cut, mended) = (cut.as_millis(), mended.as_millis());
+        write!(f, "{name:<12} nobody could write for {cut} ms, {mended} ms when mended; {leader}")
     }
 }
 
