@@ -3,8 +3,10 @@
 use super::page::{Labels, Page};
 use ::node::core::GroupStatus;
 use ::node::runtime::NodeFigures;
+use paxos::GroupId;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// As of one moment.
@@ -160,11 +162,64 @@ impl NodeCollector {
             (vec![("group", group.id.0.to_string())], shards as f64)
         });
         page.gauge("group_shards", "Shards that the shard map gives to a group", shards)?;
+        self.changes(page)?;
         let reaches = core
             .reaches
             .iter()
             .map(|(peer, reached)| (vec![("peer", peer.0.to_string())], f64::from(u8::from(*reached))));
         page.gauge("peer_reachable", "1 where a heartbeat's round trip to a node succeeded lately", reaches)
+    }
+
+    /// What changes in the map, and what the balancer goes by.
+    fn changes(&self, page: &mut Page<'_>) -> fmt::Result {
+        let core = &self.0.core;
+        let map = &core.map;
+        page.gauge("shards", "Shards of the shard map", count(map.shards.len() as u64))?;
+        let kinds = [("move", map.moves.len()), ("split_or_merge", map.reshapes.len())];
+        page.gauge(
+            "shard_changes_under_way",
+            "Shards that move, and splits and merges that are not carried out yet",
+            kinds.map(|(kind, under_way)| (vec![("kind", kind.to_owned())], under_way as f64)),
+        )?;
+        let planned = map.moves.iter().map(|planned| planned.id).chain(map.reshapes.iter().map(|planned| planned.id));
+        page.gauge(
+            "shard_change_oldest",
+            "The number of the oldest change of shards under way; 0 where there is none",
+            count(planned.min().map_or(0, |id| id.0)),
+        )?;
+        page.counter("shard_changes", "Moves, splits and merges planned so far", count(map.last_move.0))?;
+        page.gauge("balancer_paused", "1 while the balancer is paused", one(u8::from(map.balance.paused)))?;
+        let changing = map.all_groups().map(|group| {
+            let changing = !group.next.is_empty() || !group.sealed.is_empty();
+            (vec![("group", group.id.0.to_string())], f64::from(u8::from(changing)))
+        });
+        page.gauge("group_members_change", "1 while a group is to have other members", changing)?;
+        page.gauge(
+            "shard_move_copied_bytes",
+            "Bytes that have arrived of shards on their way to groups led here",
+            count(core.moves.iter().map(|arriving| arriving.bytes).sum()),
+        )?;
+        self.loads(page)
+    }
+
+    /// How busy the groups are that are served here, by their shards. A label for each shard would be too many.
+    fn loads(&self, page: &mut Page<'_>) -> fmt::Result {
+        let core = &self.0.core;
+        let mut loads: BTreeMap<GroupId, [u64; 4]> = BTreeMap::new();
+        for load in &core.loads {
+            let Some(shard) = core.map.shard(load.shard) else { continue };
+            let [reads, writes, busiest, bytes] = loads.entry(shard.group).or_default();
+            (*reads, *writes) = (*reads + load.reads, *writes + load.writes);
+            *busiest = (*busiest).max(load.reads + load.writes);
+            *bytes += load.stored.map_or(0, |stored| stored.bytes);
+        }
+        let each = |value: fn(&[u64; 4]) -> u64| {
+            loads.iter().map(move |(group, load)| (vec![("group", group.0.to_string())], value(load) as f64))
+        };
+        page.gauge("group_reads_per_second", "Reads of its shards here, lately", each(|load| load[0]))?;
+        page.gauge("group_writes_per_second", "Writes to its shards here, lately", each(|load| load[1]))?;
+        page.gauge("group_busiest_shard_per_second", "Requests to its busiest shard here", each(|load| load[2]))?;
+        page.gauge("group_stored_bytes", "Bytes that its shards hold, about; on its leader", each(|load| load[3]))
     }
 
     fn queues(&self, page: &mut Page<'_>) -> fmt::Result {

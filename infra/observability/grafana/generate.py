@@ -288,6 +288,59 @@ OVERVIEW = [
         ],
     ),
     (
+        "Shards and balance",
+        [
+            Panel(
+                "Load of each group",
+                "reqps",
+                [
+                    (f"sum by (group) (cloudpaxos_group_writes_per_second{{{G}}})", "group {{group}}: writes"),
+                    (f"sum by (group) (cloudpaxos_group_reads_per_second{{{G}}})", "group {{group}}: reads"),
+                ],
+                "Requests to the shards of a group, lately. Good: alike, as far as shards can be shared out. One group far "
+                "above the others for minutes: `cloudpaxos balance explain` says why nothing is done.",
+            ),
+            Panel(
+                "Busiest shard of each group",
+                "reqps",
+                [(f"max by (group) (cloudpaxos_group_busiest_shard_per_second{{{G}}})", "group {{group}}")],
+                "Good: a fraction of the group's load. About all of it: one range, or one key, is hot; "
+                "`cloudpaxos shards top` names it.",
+            ),
+            Panel(
+                "Bytes of each group",
+                "bytes",
+                [(f"max by (group) (cloudpaxos_group_stored_bytes{{{G}}})", "group {{group}}")],
+                "What its shards hold, history included, about. Good: alike.",
+            ),
+            Panel(
+                "Shards of each group",
+                "none",
+                [('max by (group) (cloudpaxos_group_shards{group=~"$group"})', "group {{group}}")],
+                "Good: steady, with steps where the balancer or an operator moves some.",
+            ),
+            Panel(
+                "Changes of shards",
+                "none",
+                [
+                    (f"max by (kind) (cloudpaxos_shard_changes_under_way{{{N}}})", "{{kind}} under way"),
+                    (f"max(increase(cloudpaxos_shard_changes_total{{{N}}}{RATE}))", "planned"),
+                ],
+                "Moves, splits and merges. Good: now and then some, none that stays. An alert tells of one that does.",
+            ),
+            Panel(
+                "Members change, balancer paused",
+                "none",
+                [
+                    ('max by (group) (cloudpaxos_group_members_change{group=~"$group"})', "group {{group}} changes"),
+                    (f"max(cloudpaxos_balancer_paused{{{N}}})", "paused"),
+                ],
+                "1 while a group is to have other members, or while somebody has paused the balancer. Good: 0 most of the "
+                "time.",
+            ),
+        ],
+    ),
+    (
         "Saturation",
         [
             Panel(
