@@ -296,7 +296,8 @@ impl Replica {
             Message::Prepare { ballot, handover, elected } => {
                 let asks = elected || self.votes_for(from, ballot.config);
                 if asks && ballot.node == from {
-                    self.on_prepare(now, heartbeats, ballot, handover, out);
+                    let may = elected || self.may_promise(now, heartbeats, ballot, handover);
+                    self.on_prepare(ballot, may, out);
                 }
             }
             Message::AcceptSync { ballot, cut, start, end, entries, decided } => {
@@ -347,17 +348,16 @@ impl Replica {
         }
     }
 
-    /// The leader's lease, if someone else holds one here, must end before another is promised.
-    fn on_prepare(
-        &mut self,
-        now: Time,
-        heartbeats: &Heartbeats,
-        ballot: Ballot,
-        handover: Option<Ballot>,
-        out: &mut Outputs,
-    ) {
+    /// The leader's lease, if someone else holds one here, must end before another is promised. But not where a quorum
+    /// has promised already: each of them waited, so that lease has ended, whatever was granted here. (A learner would
+    /// otherwise wait for ever: it hears of no election, and goes on granting.)
+    fn may_promise(&self, now: Time, heartbeats: &Heartbeats, ballot: Ballot, handover: Option<Ballot>) -> bool {
         let promised = self.acceptor.promised();
-        if ballot > promised && !may_promise(heartbeats, self.config.group, promised, ballot, handover, now) {
+        ballot <= promised || may_promise(heartbeats, self.config.group, promised, ballot, handover, now)
+    }
+
+    fn on_prepare(&mut self, ballot: Ballot, may: bool, out: &mut Outputs) {
+        if !may {
             return;
         }
         let votes = self.votes_in(ballot.config);

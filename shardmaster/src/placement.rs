@@ -220,4 +220,14 @@ mod tests {
         map.nodes[4].draining = true;
         assert_eq!(wanted(&map, &[1, 4]), [(1, vec![1, 2, 3])], "nobody can come in its place");
     }
+
+    #[test]
+    fn a_new_group_gets_the_emptiest_nodes_that_are_not_silent() {
+        let map = map(5, &[&[1, 2, 3], &[1, 2, 3]]);
+        let ids = |ids: &[u64]| ids.iter().copied().map(NodeId).collect::<Vec<_>>();
+        let silent = |nodes: &[u64]| nodes.iter().copied().map(NodeId).collect::<BTreeSet<NodeId>>();
+        assert_eq!(spread(&map, 3, &silent(&[])), ids(&[4, 5, 1]));
+        assert_eq!(spread(&map, 3, &silent(&[4])), ids(&[5, 1, 2]), "a dead node is always the emptiest");
+        assert_eq!(spread(&map, 3, &silent(&[1, 2, 4])).len(), 1, "two could not go on without one of them");
+    }
 }

@@ -52,7 +52,7 @@ pub enum Hosting {
 #[derive(Debug, Default)]
 pub(super) struct Comings {
     /// The host was asked to open these.
-    opening: BTreeSet<GroupId>,
+    pub(super) opening: BTreeSet<GroupId>,
     /// These have ended; the ticket of the record that says so, until it is durable.
     closing: BTreeMap<GroupId, Option<u64>>,
     /// What replicas that have ended here had promised.
@@ -157,6 +157,7 @@ impl<S: Store> Core<S> {
             hosted.configuration = self.opened_for(id);
         }
         let floor = Record::Opened(hosted.recovered.promised);
+        self.forget_flushing(id);
         self.host(hosted);
         let ticket = self.next_ticket;
         self.comings.ended.remove(&id);

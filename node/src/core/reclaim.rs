@@ -50,7 +50,11 @@ impl<S: Store> Core<S> {
         }
         let Some(flushed) = self.reclaim.flushing.take() else { return };
         let limits = self.config.limits;
-        for (id, slot) in flushed {
+        // A replica that was opened meanwhile has its first records where segments are about to go; of its state nothing
+        // counts as flushed.
+        let replicas: Vec<GroupId> = self.groups.keys().copied().collect();
+        for id in replicas {
+            let slot = flushed.get(&id).copied().unwrap_or(Slot(0));
             self.step(now, id, paxos::Input::Checkpoint(slot));
             let wanted = self.transfers.oldest_image(now, id).map_or(slot, |image| slot.min(image));
             self.step(now, id, paxos::Input::Trim { slot: wanted, keep_bytes: limits.kept_bytes_max });
@@ -63,9 +67,62 @@ impl<S: Store> Core<S> {
         self.reclaim.rewritten = Some((self.next_ticket, self.reclaim.segment.saturating_sub(1)));
     }
 
+    /// A replica has been opened: what is being flushed is that of an earlier one of this group, if anything.
+    pub(super) fn forget_flushing(&mut self, id: GroupId) {
+        if let Some(flushing) = &mut self.reclaim.flushing {
+            flushing.remove(&id);
+        }
+    }
+
     pub(super) fn release_segments(&mut self, durable_ticket: u64) {
         if let Some((_, through)) = self.reclaim.rewritten.take_if(|(ticket, _)| *ticket <= durable_ticket) {
             self.out.release = Some(through);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::{CoreConfig, Hosted, Limits, Machine, ReadMode};
+    use paxos::heartbeat::Timing;
+    use paxos::{ConfigId, Configuration, NodeId, Recovered};
+    use shardkv::map::{NodeInfo, ShardMap};
+    use shardkv::{DataGroup, MemoryStore};
+    use std::sync::Arc;
+
+    /// Between the capture of what is applied and the end of the flush a replica is opened. Its first records lie in
+    /// segments that are about to go: a promise must not go with them.
+    #[test]
+    fn a_replica_that_is_opened_during_a_flush_is_written_again_with_the_others() {
+        let id = GroupId(2);
+        let config = CoreConfig {
+            me: NodeId(1),
+            boot: 1,
+            info: NodeInfo::default(),
+            nodes: [1, 2, 3].map(NodeId).to_vec(),
+            timing: Timing::default(),
+            read_mode: ReadMode::Lease,
+            genesis: ShardMap::default(),
+            dead_after_micros: 0,
+            balance: None,
+            limits: Limits::default(),
+        };
+        let mut core: Core<MemoryStore> = Core::new(config, Vec::new(), Time(0));
+        core.segment_reached(1);
+        core.segment_reached(2);
+        let floor = Configuration::floor(ConfigId(7));
+        core.comings.opening.insert(id);
+        let group = DataGroup::open(Arc::new(MemoryStore::new()), id, 1).expect("an empty store");
+        let recovered = Recovered { promised: floor, first_kept: Slot(1), ..Recovered::default() };
+        let (configuration, machine) = (Configuration::default(), Machine::Data(group.reader()));
+        core.open(Hosted { group: id, configuration, recovered, applied: Slot(0), machine });
+        core.flushed(Time(1), 1);
+        let again = core.out.log.iter().filter(|(group, _)| *group == id);
+        let again: Vec<&Record> = again.map(|(_, record)| record).collect();
+        assert!(
+            matches!(again[..], [Record::Opened(_), Record::State { promised, .. }] if *promised == floor),
+            "{again:?}"
+        );
     }
 }
