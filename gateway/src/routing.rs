@@ -60,10 +60,14 @@ impl Router {
         }
         self.groups.retain(|group, _| *group == SHARDMASTER_GROUP || map.group(*group).is_some());
         let groups: Vec<GroupId> = map.groups.iter().map(|group| group.id).collect();
-        // A node that joined later may hold the shardmaster by now.
-        self.contacts.extend(map.nodes.iter().map(|node| node.id));
-        self.contacts.sort();
-        self.contacts.dedup();
+        // A node that joined later may hold the shardmaster by now, and one that was removed never answers.
+        if !map.nodes.is_empty() {
+            self.contacts = map.nodes.iter().map(|node| node.id).collect();
+            let gone = |leader: &mut NodeId| !map.nodes.iter().any(|node| node.id == *leader);
+            if let Some(leadership) = self.groups.get_mut(&SHARDMASTER_GROUP) {
+                leadership.leader.take_if(gone);
+            }
+        }
         self.map = Some(Arc::new(map));
         for group in groups {
             if !self.groups.contains_key(&group) {
@@ -320,6 +324,19 @@ mod tests {
         router.is_leader(group, NodeId(3));
         router.not_leader(group, NodeId(2), Some(NodeId(1)));
         assert_eq!(router.leader(group), Some(NodeId(3)), "late news about another node");
+    }
+
+    #[test]
+    fn a_node_that_was_removed_is_not_asked_for_the_shardmaster() {
+        let mut router = router();
+        router.is_leader(SHARDMASTER_GROUP, NodeId(1));
+        let node = |id| shardkv::map::NodeInfo { id: NodeId(id), ..Default::default() };
+        assert!(router.adopt(ShardMap { nodes: vec![node(4), node(5)], ..map(2) }));
+        for _ in 0..3 {
+            let asked = router.leader(SHARDMASTER_GROUP).expect("somebody");
+            assert!([4, 5].map(NodeId).contains(&asked), "{asked}");
+            router.not_leader(SHARDMASTER_GROUP, asked, None);
+        }
     }
 
     #[test]
