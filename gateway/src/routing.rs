@@ -37,6 +37,8 @@ pub(crate) struct Router {
 
 impl Router {
     pub(crate) fn new(mut contacts: Vec<NodeId>, local: Option<NodeId>) -> Router {
+        // The own node knows the map, whoever else is gone.
+        contacts.extend(local);
         contacts.sort();
         contacts.dedup();
         let mut router = Router { map: None, groups: BTreeMap::new(), contacts, local };

@@ -18,8 +18,6 @@ pub enum Flaw {
     LeaseOfAnyBallot,
     /// A leader answers reads without a lease.
     ReadWithoutLease,
-    /// A leader answers reads by the lease that it held when they came, whatever has become of it since.
-    LeaseOnArrival,
     /// A read does not wait for the writes on its range that came before it.
     ReadBeforeWrites,
     /// A replica that was closed forgets what it had promised.

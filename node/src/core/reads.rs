@@ -237,7 +237,7 @@ impl<S: Store> Core<S> {
     /// Answers a read, if this node still leads.
     pub(super) fn release(&mut self, now: Time, id: GroupId, read: WaitingRead, body: ReplyBody) {
         match self.config.read_mode {
-            ReadMode::Lease if self.has_lease(now, id) || self.had_lease(id, &read) => {
+            ReadMode::Lease if self.has_lease(now, id) => {
                 self.trace_read(now, id, &read);
                 self.answer(Waiter::Gateway(read.token, read.request.id), body)
             }
@@ -252,12 +252,6 @@ impl<S: Store> Core<S> {
                 self.confirm_then(now, id, read.token, reply);
             }
         }
-    }
-
-    /// For a mutant: whether this node held the lease when a read came.
-    fn had_lease(&self, id: GroupId, read: &WaitingRead) -> bool {
-        let arrival = Time(read.expires.0.saturating_sub(read.request.patience_micros));
-        flaw::is(Flaw::LeaseOnArrival) && self.has_lease(arrival, id)
     }
 
     /// Sends a reply once a quorum has confirmed, in a round begun from now on, that this node leads.

@@ -129,7 +129,8 @@ impl World {
             self.kick_apply(node);
         }
         for job in out.scans {
-            let delay = self.random.skewed(10, self.plan.apply_micros_max);
+            let most = self.plan.scan_micros_max.unwrap_or(self.plan.apply_micros_max);
+            let delay = self.random.skewed(10, most);
             let Some(process) = self.process(node) else { break };
             process.scans.push(job);
             // Several threads: what comes later may be done before.

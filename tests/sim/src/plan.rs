@@ -114,6 +114,8 @@ pub struct Plan {
     pub sync_micros_max: u64,
     /// Applying usually takes up to this.
     pub apply_micros_max: u64,
+    /// So does reading a range, but where ranges are large and take up to this.
+    pub scan_micros_max: Option<u64>,
     /// The network's quality and latency.
     pub quality: Quality,
     /// See above.
@@ -207,6 +209,8 @@ impl Plan {
         });
         let losing = &mut Random::new(seed, 7);
         let losses = nodes.len() > 1 && !calm && losing.chance(400);
+        let reading = &mut Random::new(seed, 8);
+        let large = reading.chance(300);
         let dead_after_micros = if losing.chance(500) { losing.between(1_500_000, 10_000_000) } else { 0 };
         Plan {
             seed,
@@ -243,6 +247,7 @@ impl Plan {
             segment_bytes: (384 << 10) << random.below(3),
             sync_micros_max: random.skewed(200, 20_000),
             apply_micros_max: random.skewed(100, 20_000),
+            scan_micros_max: large.then(|| reading.between(200_000, 3_000_000)),
             quality,
             latency_micros: random.skewed(50, 10_000),
             faults,

@@ -126,8 +126,3 @@ fn writing_that_an_entry_is_applied_before_what_it_does_is_noticed() {
 fn taking_a_newer_epoch_is_noticed() {
     caught(Mutant::Flaw(Flaw::TakeNewerEpoch), 1, &["a stale owner"]);
 }
-
-#[test]
-fn answering_by_a_lease_of_before_is_noticed() {
-    caught(Mutant::Flaw(Flaw::LeaseOnArrival), 240, &["violations"]);
-}
