@@ -123,7 +123,7 @@ pub struct Heartbeats {
     timing: Timing,
     version: u64,
     own: BTreeMap<GroupId, (Status, u64)>,
-    /// Grants that ended with turning to another leader, or run from before the restart.
+    /// Grants that ended with turning away from the ballot that is promised, until the node turns back to it.
     frozen: BTreeMap<GroupId, (Ballot, Time)>,
     peers: BTreeMap<NodeId, Peer>,
     /// Until when grants from before the start may run.
@@ -161,7 +161,10 @@ impl Heartbeats {
             return;
         }
         // Which pongs granted anything: those that showed us following the ballot that we promised.
-        if let Some(before) = before.filter(|_| status.leader != status.promised) {
+        if status.leader == status.promised {
+            // It may have looked up to a candidate that never came: whoever it follows again is granted anew.
+            self.frozen.remove(&group);
+        } else if let Some(before) = before {
             let until = self.peers.get(&before.promised.node).map_or(Time(0), |peer| peer.granted_until);
             if before.promised != status.promised {
                 self.frozen.insert(group, (status.promised, Time(0)));

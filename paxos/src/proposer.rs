@@ -228,7 +228,11 @@ impl Replica {
             out.snapshot_wanted.push(node);
             return;
         }
-        assert!(cut <= end, "{node} keeps its log up to {cut}, beyond the leader's {end}");
+        if cut > end {
+            // It has had an image of a later configuration meanwhile, whose leader we have not heard of: it needs
+            // nothing from us, and counts for nothing here.
+            return;
+        }
         peer.phase = PeerPhase::Syncing { cut, end, next: cut.next() };
         self.send_to(now, node, out);
     }

@@ -13,6 +13,7 @@ mod display;
 use bytes::Bytes;
 use display::{ballot_of, message, number, record, text_of};
 use paxos::heartbeat::{Heartbeats, Timing};
+use paxos::message::Promise;
 use paxos::{
     Ballot, Configuration, GroupId, Input, Message, NodeId, Outputs, Record, Replica, ReplicaConfig, Slot, Time,
 };
@@ -148,6 +149,15 @@ impl Script {
             "Accept" => Message::Accept { ballot, start, entries, decided },
             "Decide" => Message::Decide { ballot, decided, answer: words.has("answer") },
             "Accepted" => Message::Accepted { ballot, length: words.slot("length"), decided },
+            "Promise" => Message::Promise(Promise {
+                ballot,
+                accepted: words.ballot("accepted"),
+                length: words.slot("length"),
+                decided,
+                first_kept: Slot(words.slot("first").0.max(1)),
+                suspect: words.has("suspect"),
+                votes: !words.has("learner"),
+            }),
             "Confirm" => Message::Confirm { ballot, round: words.slot("round").0 },
             _ => panic!("unknown command {verb:?}"),
         };

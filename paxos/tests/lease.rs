@@ -52,6 +52,29 @@ fn a_lease_never_outlives_its_grant_however_nodes_are_configured() {
     }
 }
 
+/// n2 hears of a candidate, which freezes its grant, loses sight of it, and follows n1 again: its pongs grant again, and
+/// it must keep to that.
+#[test]
+fn a_node_that_turned_back_to_its_leader_grants_anew() {
+    let mut beats = Heartbeats::new(N2, 1, timing(800_000), &[N1, N2], Time(0));
+    let mut n1 = Heartbeats::new(N1, 1, timing(800_000), &[N1, N2], Time(0));
+    let mut hear = |beats: &mut Heartbeats, now: Time| {
+        for (_, ping) in n1.ping(now, None) {
+            beats.receive(now, N1, ping);
+        }
+    };
+    let follows = |leader| Status { promised: ballot(), leader, happy: true, ..Status::default() };
+    beats.publish(GROUP, follows(ballot()));
+    hear(&mut beats, START);
+    beats.publish(GROUP, follows(Ballot { round: 2, ..ballot() }));
+    let (frozen, later) = (START.plus(800_000), START.plus(2_000_000));
+    hear(&mut beats, START.plus(100_000));
+    assert_eq!(beats.grant_ends(GROUP, ballot()), frozen, "what it answers while it follows another grants nothing");
+    beats.publish(GROUP, follows(ballot()));
+    hear(&mut beats, later);
+    assert_eq!(beats.grant_ends(GROUP, ballot()), later.plus(800_000));
+}
+
 #[test]
 fn after_a_restart_the_longest_grant_is_kept() {
     let shorter_now = Timing { granted_before_micros: 3_000_000, ..timing(300_000) };
