@@ -234,7 +234,8 @@ pub struct GatewayConfig {
     pub bytes_max: usize,
     /// Bytes of one answer that is merged from several groups.
     pub answer_bytes_max: usize,
-    /// Attempts per question to a group, within the call's deadline.
+    /// Attempts per question to a group, within the call's deadline: a bound against mistakes, which no deadline of the
+    /// host should reach.
     pub attempts_max: u32,
     /// After this long without a reply another attempt is made.
     pub attempt_timeout_micros: u64,
@@ -244,6 +245,8 @@ pub struct GatewayConfig {
     pub backoff_max_micros: u64,
     /// While serving, the newest revision known here is never older than this.
     pub known_refresh_micros: u64,
+    /// The shard map is asked for at least this often, though no client calls.
+    pub map_refresh_micros: u64,
     /// A session that was not used for this long is replaced before its next use: the shards may
     /// have evicted it.
     pub session_idle_micros: u64,
@@ -261,11 +264,12 @@ impl Default for GatewayConfig {
             calls_max: 65_536,
             bytes_max: 512 << 20,
             answer_bytes_max: 256 << 20,
-            attempts_max: 128,
+            attempts_max: 4096,
             attempt_timeout_micros: 1_000_000,
             backoff_min_micros: 2_000,
             backoff_max_micros: 100_000,
             known_refresh_micros: 100_000,
+            map_refresh_micros: 10_000_000,
             session_idle_micros: 60_000_000,
             session_window: 2_048,
         }

@@ -147,6 +147,9 @@ pub(crate) struct Core {
     pub(crate) maps: Shared,
     /// The newest version of the map that a node has spoken of, and when it was asked for.
     rumour: (u64, Time),
+    /// When the shardmaster is asked for a newer map though nobody wants one: the nodes that are known here may all be
+    /// replaced while no client calls.
+    map_due: Time,
 }
 
 impl Core {
@@ -169,6 +172,7 @@ impl Core {
             sequencer: Shared::new(),
             maps: Shared::new(),
             rumour: (0, Time(0)),
+            map_due: Time(0),
             config,
         }
     }
@@ -265,6 +269,16 @@ impl Core {
         }
     }
 
+    /// The shardmaster's leader has said what the newest map is.
+    pub(crate) fn map_confirmed(&mut self, now: Time) {
+        self.map_due = now.plus(self.rng.jitter(self.config.map_refresh_micros).max(1));
+    }
+
+    /// When to ask for a map of its own accord; [`NEVER`] while it is being asked for.
+    pub(crate) fn asks_map_at(&self) -> Time {
+        if self.maps.part.is_idle() { self.map_due } else { NEVER }
+    }
+
     /// Keeps the newest known revision fresh while calls come in.
     pub(crate) fn refresh(&mut self, now: Time, out: &mut Outputs) {
         if now.since(self.known_at) >= self.config.known_refresh_micros || self.known == Revision(0) {
@@ -303,11 +317,11 @@ impl Core {
         self.put_back(owner, part, before);
     }
 
-    /// A shared question's attempt failed. It goes on while somebody waits (they have deadlines).
+    /// A shared question's attempt failed. It goes on while somebody waits (they have deadlines), or the map is due.
     pub(crate) fn shared_failed(&mut self, owner: Owner, now: Time, out: &mut Outputs) {
-        let has_map = self.router.map().is_some();
+        let is_due = owner == Owner::Map && now >= self.map_due;
         let shared = self.shared(owner);
-        let wanted = shared.is_wanted() || (owner == Owner::Map && !has_map);
+        let wanted = shared.is_wanted() || is_due;
         let idle = Part::new(shared.part.share.clone());
         let mut part = std::mem::replace(&mut shared.part, idle);
         let before = part.wake;

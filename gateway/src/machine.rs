@@ -1,7 +1,7 @@
 //! The gateway's machine: calls and replies in, requests and answers out.
 
 use crate::call::{Answer, AnswerBody, Call, CallError, GatewayConfig, Input, Outputs, Status};
-use crate::core::{Attempt, Core, Owner};
+use crate::core::{Attempt, Core, NEVER, Owner};
 use crate::merge::op_bytes;
 use crate::pending::{Cx, Next, Pending};
 use paxos::{NodeId, Time};
@@ -43,14 +43,11 @@ impl Gateway {
             }
             Input::Reply { from, reply } => self.on_reply(now, from, reply, out),
             Input::NodeDown { node } => self.on_node_down(now, node, out),
-            Input::Tick => {
-                if self.core.router.map().is_none() {
-                    self.core.ask_map(None, now, out);
-                }
-            }
+            Input::Tick => {}
         }
         self.fire_timers(now, out);
-        out.wake_at = self.core.timers.first().map(|(time, _)| *time);
+        let timer = self.core.timers.first().map_or(NEVER, |(time, _)| *time);
+        out.wake_at = Some(timer.min(self.core.asks_map_at())).filter(|wake| *wake != NEVER);
     }
 
     /// The map it routes by, if it has one yet.
@@ -148,7 +145,7 @@ impl Gateway {
         match attempt.owner {
             Owner::Call(token) => {
                 let Reply { id, body, .. } = reply;
-                self.with_call(now, token, out, |call, cx| call.on_reply(id, attempt.part, from, body, cx));
+                self.with_call(now, token, out, |call, cx| call.on_reply(id, attempt, body, cx));
             }
             owner @ (Owner::Sequencer | Owner::Map) => self.on_shared_reply(now, owner, attempt, reply, out),
         }
@@ -180,6 +177,7 @@ impl Gateway {
                     self.core.shared_failed(owner, now, out);
                     return;
                 }
+                self.core.map_confirmed(now);
                 let waiting = self.core.maps.take_waiting();
                 self.core.shared_done(owner, now, out);
                 self.wake_all(now, waiting, out, Pending::on_map);
@@ -239,6 +237,9 @@ impl Gateway {
 
     /// Does what is due. Every timer that fires is moved behind `now` or removed, so this ends.
     fn fire_timers(&mut self, now: Time, out: &mut Outputs) {
+        if self.core.asks_map_at() <= now {
+            self.core.ask_map(None, now, out);
+        }
         while let Some((time, owner)) = self.core.timers.first().copied()
             && time <= now
         {

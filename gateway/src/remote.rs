@@ -147,6 +147,11 @@ impl Links for Remote {
         let mut moved = Vec::new();
         {
             let mut addresses = lock(&self.addresses);
+            if !map.nodes.is_empty() {
+                let is_there = |id: &NodeId| map.nodes.iter().any(|node| node.id == *id);
+                addresses.retain(|node, _| is_there(node));
+                moved.extend(lock(&self.links).keys().filter(|node| !is_there(node)).copied());
+            }
             for node in map.nodes.iter().filter(|node| !node.peer_address.is_empty()) {
                 let before = addresses.insert(node.id, node.peer_address.clone());
                 let before = before.as_ref().or(self.seeds.get(&node.id));

@@ -85,7 +85,8 @@ impl Router {
         self.groups.insert(group, Leadership { leader: None, next });
     }
 
-    /// The nodes that hold a group. The shardmaster's are not in the map, any node may be one.
+    /// The nodes that hold a group. The shardmaster's may all be others by now than an old map says, and without them
+    /// there is no newer one; every node knows the way to them.
     fn replicas(&self, group: GroupId) -> &[NodeId] {
         if group == SHARDMASTER_GROUP {
             return &self.contacts;

@@ -57,7 +57,7 @@ pub enum NodeMessage {
         /// The first of the revisions.
         first: Revision,
     },
-    /// To the shardmaster's leader: the map, if newer than this version.
+    /// To any node: the map, if it knows one newer than this version.
     MapRequest {
         /// The version that the asker has.
         have_version: u64,

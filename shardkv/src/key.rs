@@ -4,8 +4,9 @@
 //! number    = n (1 byte, 0–8), then n bytes big-endian without leading zeros: ordered as numbers
 //! G         = number(group)
 //!
-//! G 01                                    the group's meta: applied slot, last revision, hash, home space
-//! G 02 shard(8, BE)                       a shard: bounds, epoch, space, floor, eviction floor
+//! G 01                                    the group's meta: applied slot, last revision, hash, home space,
+//!                                         configuration, compactions
+//! G 02 shard(8, BE)                       a shard: bounds, epoch, stretches and their spaces, floors, its move from here
 //! G 03 slot(8, BE)                        the session outcomes of the apply call that ended at slot
 //! G 05 shard(8, BE)                       a shard that arrives: its move, space, and how far it has come
 //! G 06 shard(8, BE)                       a shard that went to another group: the epoch there
@@ -13,7 +14,8 @@
 //! G 10 number(space) 'L' key              the newest version of a key, also if it is a tombstone
 //! G 10 number(space) 'H' escaped(key) !revision(8, BE)     an older version; the newest comes first
 //! G 10 number(space) 'R' last(8, BE) part(4, BE)   revision index: the changes of one apply call up
-//!                                         to revision `last`, in order (more parts if there are many)
+//!                                         to revision `last`, in order (more parts if there are many; in a shard that
+//!                                         has come, the part is how many changes of `last` end with the row)
 //!
 //! escaped(key) = key with 00 written as 00 FF, then 00 01: ordered as keys, and no key is a prefix
 //! ```

@@ -247,6 +247,8 @@ pub struct ShardMap {
     pub last_group: GroupId,
     /// All nodes, sorted by id.
     pub nodes: Vec<NodeInfo>,
+    /// The largest id that a node ever had. One that is not in `nodes`, and is not above, was removed for good.
+    pub last_node: NodeId,
 }
 
 /// The group that holds the shard map and the sequencer.
@@ -305,10 +307,16 @@ impl ShardMap {
         std::iter::once(&self.shardmaster).chain(&self.groups)
     }
 
-    /// Counts the shards and groups that there are, for a map that begins with some.
+    /// The largest id that a node ever had; none is given twice.
+    pub fn newest_node(&self) -> NodeId {
+        self.nodes.iter().map(|node| node.id).max().unwrap_or_default().max(self.last_node)
+    }
+
+    /// Counts the shards, groups and nodes that there are, for a map that begins with some.
     pub fn counted(mut self) -> ShardMap {
         let shards = self.shards.iter().map(|shard| shard.id).max().unwrap_or_default();
         let groups = self.all_groups().map(|group| group.id).max().unwrap_or_default();
+        self.last_node = self.newest_node();
         (self.last_shard, self.last_group) = (self.last_shard.max(shards), self.last_group.max(groups));
         self
     }

@@ -71,8 +71,10 @@ fn apply(rows: &mut Rows, batch: &WriteBatch) {
                 rows.remove(key);
             }
             Change::DeleteRange(range) => {
-                let mut tail = rows.split_off(&range.start);
-                rows.append(&mut tail.split_off(&range.end));
+                if !range.is_empty() {
+                    let inside = range.start.clone()..range.end.clone();
+                    rows.extract_if(inside, |_, _| true).for_each(drop);
+                }
             }
         }
     }

@@ -82,6 +82,15 @@ impl<S: Store> Reader<S> {
         self.shared.shards().values().map(|shard| (shard.info.id, shard.info.epoch)).collect()
     }
 
+    /// The lowest floor of the shards that compactions reach. Not of those that are frozen: whoever has such a shard in
+    /// the end makes up for it.
+    pub fn lowest_floor(&self) -> Option<Revision> {
+        let shards = self.shared.shards();
+        let thawed = shards.values().map(|shard| &shard.info);
+        let thawed = thawed.filter(|shard| shard.out.as_ref().is_none_or(|out| out.frozen.is_none()));
+        thawed.map(|shard| shard.floor).min()
+    }
+
     /// Reads a range or a transaction that only reads, exactly at `at`, over the named shards; keys
     /// outside of them are left out. A range with a revision of its own reads at that one. The
     /// caller has checked that the revisions are complete here, and that it may serve the read.

@@ -62,7 +62,7 @@ impl OwnedShard {
     }
 
     /// History from here on must not be collected.
-    pub(crate) fn kept_from(&self) -> Revision {
+    pub fn kept_from(&self) -> Revision {
         self.out.as_ref().map_or(self.floor, |out| out.kept_from)
     }
 }

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use paxos::{GroupId, Slot, StateMachine};
 use shardkv::command::{Batch, Command, Outcome};
-use shardkv::ops::{Op, OpResult, Put, Range};
+use shardkv::ops::{Delete, Op, OpResult, Put, Range};
 use shardkv::request::SessionTag;
 use shardkv::types::{Bounds, Epoch, Keys, MoveId, Revision, ShardId};
 use shardkv::{DataGroup, MemoryStore, ReadError, codec};
@@ -80,4 +80,55 @@ fn a_life() {
     assert_eq!(below, Err(ReadError::Compacted { floor: Revision(6) }));
     assert_eq!(value(6), Some("two".into()));
     assert_eq!(reader.read(&[(SHARD, Epoch(2))], &get, Revision(9)), Err(ReadError::WrongShard));
+}
+
+/// Pieces of an image must fit into the queue to a peer, however many outcomes one entry has left behind.
+#[test]
+fn outcomes_of_one_entry_travel_in_several_pieces() {
+    let mut group = DataGroup::open(Arc::new(MemoryStore::new()), GroupId(2), 1).unwrap();
+    let mut commands = vec![activate(2)];
+    let write = |number: u64| {
+        let session = SessionTag { session: u128::from(number), born: Revision(2), sequence: 1, low_water: 1 };
+        let Command::Write { op, .. } = put(3 + number, 1, "a", "one") else { panic!("a put is a write") };
+        Command::Write { revision: Revision(3 + number), shard: SHARD, epoch: EPOCH, also: vec![], session, op }
+    };
+    commands.extend((0..3000).map(write));
+    group.apply(&[(Slot(1), entry(commands))]).unwrap();
+    let mut source = group.snapshot().unwrap();
+    let mut other = DataGroup::open(Arc::new(MemoryStore::new()), GroupId(2), 1).unwrap();
+    let mut sink = other.begin_install().unwrap();
+    let mut largest = 0;
+    while let Some(piece) = source.next_piece(200).unwrap() {
+        largest = largest.max(piece.len());
+        sink.piece(piece).unwrap();
+    }
+    other.finish_install(sink).unwrap();
+    assert_eq!(other.hash(), group.hash());
+    // Each outcome is a session's number, revisions and the answer: about ten bytes.
+    assert!((1024 * 5..=1024 * 20).contains(&largest), "{largest} bytes");
+}
+
+/// A queue may begin with any number of keys that were deleted: they are walked over, but not for ever.
+#[test]
+fn keys_are_counted_on_a_walk_that_has_an_end() {
+    let mut group = DataGroup::open(Arc::new(MemoryStore::new()), GroupId(2), 1).unwrap();
+    group.apply(&[(Slot(1), entry(vec![activate(2)]))]).unwrap();
+    let mut revision = 2;
+    let mut write = |group: &mut DataGroup<MemoryStore>, key: &str, delete: bool| {
+        revision += 1;
+        let mut command = put(revision, revision, key, "v");
+        if let (Command::Write { op, .. }, true) = (&mut command, delete) {
+            *op = Op::Delete(Delete { keys: Keys::One(Bytes::copy_from_slice(key.as_bytes())), prev_kv: false });
+        }
+        let slot = group.applied().next();
+        group.apply(&[(slot, entry(vec![command]))]).unwrap();
+        group.reader().measure(&|| false).unwrap()[0].keys
+    };
+    for number in 0..1500 {
+        let key = format!("a{number:04}");
+        write(&mut group, &key, false);
+        assert_eq!(write(&mut group, &key, true), 0);
+    }
+    assert_eq!(write(&mut group, "b", false), 0, "the first thousand rows speak for the rest");
+    assert_eq!(write(&mut group, "a", false), 1, "one of the first thousand");
 }

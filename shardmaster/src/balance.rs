@@ -13,7 +13,7 @@
 use crate::load::ShardLoad;
 use crate::reshapes::SHARDS_MAX;
 use paxos::GroupId;
-use shardkv::map::{Pin, ShardChange, ShardInfo, ShardMap};
+use shardkv::map::{GroupInfo, MoveInfo, Pin, ShardChange, ShardInfo, ShardMap};
 use shardkv::types::ShardId;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -85,6 +85,8 @@ const SHARDS_PER_GROUP_MAX: usize = 64;
 const GAIN_MIN: u64 = 50;
 /// As many shards per group are left, however cold.
 const SHARDS_PER_GROUP: usize = 4;
+/// A group with so many replicas is as good as one with more.
+const REPLICAS_ENOUGH: usize = 3;
 /// A shard is small, and may be merged, below this part of [`Policy::split_bytes`].
 const SMALL: u64 = 16;
 
@@ -107,7 +109,10 @@ pub fn plan(map: &ShardMap, facts: &Facts, policy: Policy) -> Plan {
     let busy = moving.chain(cut).chain(facts.resting.iter().copied()).collect();
     let mut homes: BTreeMap<ShardId, GroupId> = map.shards.iter().map(|shard| (shard.id, shard.group)).collect();
     homes.extend(map.moves.iter().map(|planned| (planned.shard, planned.to)));
-    let mut planner = Planner { map, facts, policy, plan: Plan::default(), busy, homes, moves: map.moves.len() };
+    // A move that waits for a leader must not keep the others waiting.
+    let goes_on = |planned: &&MoveInfo| facts.led.contains(&planned.from) && facts.led.contains(&planned.to);
+    let moves = map.moves.iter().filter(goes_on).count();
+    let mut planner = Planner { map, facts, policy, plan: Plan::default(), busy, homes, moves };
     planner.describe();
     planner.heed_pins();
     planner.empty_groups();
@@ -126,10 +131,14 @@ pub fn plan(map: &ShardMap, facts: &Facts, policy: Policy) -> Plan {
 }
 
 impl Planner<'_> {
-    /// Groups that may get shards.
+    /// Groups that may get shards: not those with fewer replicas than the others, for what is moved is to be as safe as it
+    /// was before.
     fn takers(&self) -> Vec<GroupId> {
-        let takes = |group: &GroupId| self.facts.led.contains(group);
-        self.map.groups.iter().filter(|group| !group.emptying).map(|group| group.id).filter(takes).collect()
+        let takes = |group: &&GroupInfo| !group.emptying && self.facts.led.contains(&group.id);
+        let enough = self.map.groups.iter().filter(takes).map(|group| group.replicas.len()).max();
+        let enough = enough.unwrap_or(0).min(REPLICAS_ENOUGH);
+        let safe = |group: &&GroupInfo| takes(group) && group.replicas.len() >= enough;
+        self.map.groups.iter().filter(safe).map(|group| group.id).collect()
     }
 
     /// Whether a shard may be changed: nothing else is under way, and its group has a leader to do it.
@@ -166,20 +175,29 @@ impl Planner<'_> {
 
     fn describe(&mut self) {
         let (requests, bytes) = (self.carried(|shard| self.requests(shard)), self.carried(|shard| self.bytes(shard)));
+        let takers = self.takers();
         for group in &self.map.groups {
             let shards = self.map.shards.iter().filter(|shard| shard.group == group.id).count();
             let (rate, held) = (requests.get(&group.id).unwrap_or(&0), bytes.get(&group.id).unwrap_or(&0));
             let emptying = if group.emptying { ", to be emptied" } else { "" };
-            let silent =
-                if self.facts.led.contains(&group.id) { "" } else { ", without a leader that can write: left alone" };
-            let text =
-                format!("{}: {shards} shards, {rate} requests/s, {} MiB{emptying}{silent}", group.id, held >> 20);
+            let state = match self.facts.led.contains(&group.id) {
+                false => ", without a leader that can write: left alone",
+                true if !group.emptying && !takers.contains(&group.id) => {
+                    ", with fewer replicas than others: it gets no shards but those pinned to it"
+                }
+                true => "",
+            };
+            let text = format!("{}: {shards} shards, {rate} requests/s, {} MiB{emptying}{state}", group.id, held >> 20);
             self.plan.why.push(text);
         }
         for planned in &self.map.moves {
-            let text =
-                format!("{} is moving from {} to {} (move {})", planned.shard, planned.from, planned.to, planned.id.0);
-            self.plan.why.push(text);
+            let (shard, from, to) = (planned.shard, planned.from, planned.to);
+            let leaderless = [from, to].into_iter().find(|group| !self.facts.led.contains(group));
+            let waits = leaderless.map_or(String::new(), |group| format!(", waits for a leader of {group}"));
+            self.plan.why.push(format!("{shard} is moving from {from} to {to} (move {}){waits}", planned.id.0));
+        }
+        if self.moves >= self.policy.moves_max {
+            self.say(format!("{} shards are moving, and no more may at the same time: others wait", self.moves));
         }
     }
 
@@ -201,9 +219,10 @@ impl Planner<'_> {
 
     /// Keys that are pinned to a group lie in shards of their own, and there.
     fn heed_pins(&mut self) {
-        let (map, takers) = (self.map, self.takers());
+        let map = self.map;
         for pin in &map.balance.pins {
-            if !takers.contains(&pin.group) {
+            let takes = |group: &GroupInfo| !group.emptying && self.facts.led.contains(&group.id);
+            if !map.group(pin.group).is_some_and(takes) {
                 self.say(format!("{} is pinned to {}, which takes no shards", pin.shown(), pin.group));
                 continue;
             }

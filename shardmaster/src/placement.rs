@@ -6,31 +6,39 @@
 //! died meanwhile would wait for ever: somebody else comes in its place, or the change is called off.
 
 use crate::state::MasterCommand;
-use paxos::{GroupId, NodeId};
+use paxos::{GroupId, NodeId, quorum_of};
 use shardkv::map::{GroupInfo, NodeInfo, SHARDMASTER_GROUP, ShardMap};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Groups whose members change at the same time: each copies its data over the network.
 const CHANGES_MAX: usize = 2;
 
-/// What is to be logged so that no replica stays on a node that is dead or being drained.
-pub fn replacements(map: &ShardMap, dead: &BTreeSet<NodeId>) -> Vec<MasterCommand> {
-    let under_way = map.all_groups().filter(|group| !group.next.is_empty()).count();
-    let mut replicas = count_replicas(map);
+/// What is to be logged so that no replica stays on a node that is dead or being drained. Nothing goes to nodes that are
+/// silent, though they may be back soon.
+pub fn replacements(map: &ShardMap, dead: &BTreeSet<NodeId>, silent: &BTreeSet<NodeId>) -> Vec<MasterCommand> {
+    // A group that has lost its majority stands still: it must not keep the others from being mended.
+    let goes_on = |group: &&GroupInfo| {
+        group.replicas.iter().filter(|node| !dead.contains(node)).count() >= quorum_of(group.replicas.len())
+    };
+    let under_way = map.all_groups().filter(|group| !group.next.is_empty()).filter(goes_on).count();
+    let mut spares = Spares { map, dead, silent, replicas: count_replicas(map) };
     let mut commands = Vec::new();
-    for group in map.all_groups().filter(|group| group.next.is_empty()) {
-        if under_way + commands.len() >= CHANGES_MAX {
-            break;
-        }
-        if let Some(members) = replaced(map, group, dead, &mut replicas) {
-            commands.push(MasterCommand::ChangeMembers { group: group.id, members });
+    // A better spread can wait for those that have lost somebody.
+    for change in [replaced, respread] {
+        for group in map.all_groups().filter(|group| group.next.is_empty()) {
+            if under_way + commands.len() >= CHANGES_MAX {
+                break;
+            }
+            if let Some(members) = change(&mut spares, group) {
+                commands.push(MasterCommand::ChangeMembers { group: group.id, members });
+            }
         }
     }
     let lost = |node: &NodeId| dead.contains(node) || is_draining(map, *node);
     for group in map.all_groups() {
         if group.next.iter().any(|node| !group.replicas.contains(node) && lost(node)) {
             let planned = GroupInfo { replicas: group.next.clone(), ..GroupInfo::new(group.id, Vec::new()) };
-            let members = replaced(map, &planned, dead, &mut replicas);
+            let members = replaced(&mut spares, &planned);
             let members = members.unwrap_or_else(|| group.replicas.clone());
             commands.push(MasterCommand::ChangeMembers { group: group.id, members });
         }
@@ -53,40 +61,62 @@ fn count_replicas(map: &ShardMap) -> BTreeMap<NodeId, usize> {
 }
 
 /// Whether a node keeps replicas of a group's kind.
-fn keeps(node: &NodeInfo, group: GroupId) -> bool {
+pub(crate) fn keeps(node: &NodeInfo, group: GroupId) -> bool {
     if group == SHARDMASTER_GROUP { node.keeps_metadata } else { node.keeps_data }
 }
 
-/// A group's members without those that must leave; `None` if nobody must, or nobody can take their place.
-fn replaced(
-    map: &ShardMap,
-    group: &GroupInfo,
-    dead: &BTreeSet<NodeId>,
-    replicas: &mut BTreeMap<NodeId, usize>,
-) -> Option<Vec<NodeId>> {
-    let leaves = |node: &NodeId| dead.contains(node) || is_draining(map, *node);
-    let mut members = group.replicas.clone();
-    let mut leaving: Vec<&NodeId> = group.replicas.iter().filter(|node| leaves(node)).collect();
-    // Where there are too few places, the dead come first: the others still vote.
-    leaving.sort_by_key(|node| !dead.contains(node));
-    for leaving in leaving {
-        let free = map.nodes.iter().filter(|node| keeps(node, group.id) && !leaves(&node.id));
-        let free = free.map(|node| node.id).filter(|node| !members.contains(node));
-        let staying: Vec<NodeId> = members.iter().copied().filter(|node| node != leaving).collect();
-        let Some(newcomer) = best(map, free, &staying, replicas) else { continue };
-        members.retain(|node| node != leaving);
-        members.push(newcomer);
-        *replicas.entry(newcomer).or_default() += 1;
+/// Where a replica can go.
+struct Spares<'a> {
+    map: &'a ShardMap,
+    dead: &'a BTreeSet<NodeId>,
+    silent: &'a BTreeSet<NodeId>,
+    /// How many each node holds, or is to hold.
+    replicas: BTreeMap<NodeId, usize>,
+}
+
+impl Spares<'_> {
+    fn must_leave(&self, node: NodeId) -> bool {
+        self.dead.contains(&node) || is_draining(self.map, node)
     }
-    if members == group.replicas
-        && let Some((leaving, newcomer)) = better_spread(map, group, dead, replicas)
-    {
+
+    /// Nodes that could hold one more replica of a group.
+    fn free<'s>(&'s self, group: GroupId, members: &'s [NodeId]) -> impl Iterator<Item = NodeId> + 's {
+        let usable =
+            move |node: &&NodeInfo| keeps(node, group) && !self.must_leave(node.id) && !self.silent.contains(&node.id);
+        self.map.nodes.iter().filter(usable).map(|node| node.id).filter(|node| !members.contains(node))
+    }
+}
+
+/// A group's members without those that must leave; `None` if nobody must, or nobody can take their place.
+fn replaced(spares: &mut Spares<'_>, group: &GroupInfo) -> Option<Vec<NodeId>> {
+    let mut members = group.replicas.clone();
+    let mut leaving: Vec<NodeId> = group.replicas.iter().copied().filter(|node| spares.must_leave(*node)).collect();
+    // Where there are too few places, the dead come first: the others still vote.
+    leaving.sort_by_key(|node| !spares.dead.contains(node));
+    for leaving in leaving {
+        let staying: Vec<NodeId> = members.iter().copied().filter(|node| *node != leaving).collect();
+        let newcomer = best(spares.map, spares.free(group.id, &members), &staying, &spares.replicas);
+        let Some(newcomer) = newcomer else { continue };
         members.retain(|node| *node != leaving);
         members.push(newcomer);
-        *replicas.entry(newcomer).or_default() += 1;
+        *spares.replicas.entry(newcomer).or_default() += 1;
     }
     members.sort_unstable();
     (members != group.replicas).then_some(members)
+}
+
+/// A group's members, one of two in the same zone replaced by a node in another one; `None` if nobody must leave it, or
+/// somebody must for another reason.
+fn respread(spares: &mut Spares<'_>, group: &GroupInfo) -> Option<Vec<NodeId>> {
+    if group.replicas.iter().any(|node| spares.must_leave(*node)) {
+        return None;
+    }
+    let (leaving, newcomer) = better_spread(spares, group)?;
+    let mut members: Vec<NodeId> = group.replicas.iter().copied().filter(|node| *node != leaving).collect();
+    members.push(newcomer);
+    members.sort_unstable();
+    *spares.replicas.entry(newcomer).or_default() += 1;
+    Some(members)
 }
 
 fn zone(map: &ShardMap, node: NodeId) -> &str {
@@ -110,19 +140,13 @@ fn best(
 }
 
 /// A member that shares its zone, and a node in a zone where the group has nobody.
-fn better_spread(
-    map: &ShardMap,
-    group: &GroupInfo,
-    dead: &BTreeSet<NodeId>,
-    replicas: &BTreeMap<NodeId, usize>,
-) -> Option<(NodeId, NodeId)> {
-    let members = &group.replicas;
+fn better_spread(spares: &Spares<'_>, group: &GroupInfo) -> Option<(NodeId, NodeId)> {
+    let (map, members) = (spares.map, &group.replicas);
     let crowded = members.iter().copied().filter(|node| neighbours(map, *node, members) > 0);
-    let leaving = crowded.max_by_key(|node| (neighbours(map, *node, members), replicas.get(node).copied(), *node))?;
+    let held = |node: NodeId| spares.replicas.get(&node).copied();
+    let leaving = crowded.max_by_key(|node| (neighbours(map, *node, members), held(*node), *node))?;
     let alone = |node: &NodeId| !zone(map, *node).is_empty() && neighbours(map, *node, members) == 0;
-    let usable = map.nodes.iter().filter(|node| keeps(node, group.id) && !node.draining).map(|node| node.id);
-    let free = usable.filter(|node| !members.contains(node) && !dead.contains(node)).filter(alone);
-    Some((leaving, best(map, free, members, replicas)?))
+    Some((leaving, best(map, spares.free(group.id, members).filter(alone), members, &spares.replicas)?))
 }
 
 /// Nodes for a new data group: the emptiest ones that are not silent, in as many zones as there are. An odd number of them, where there are
@@ -154,15 +178,16 @@ mod tests {
         ShardMap { shardmaster, groups: infos.collect(), nodes: (1..=nodes).map(node).collect(), ..ShardMap::default() }
     }
 
+    fn one(command: MasterCommand) -> (u64, Vec<u64>) {
+        match command {
+            MasterCommand::ChangeMembers { group, members } => (group.0, members.iter().map(|node| node.0).collect()),
+            other => panic!("{other:?}"),
+        }
+    }
+
     fn wanted(map: &ShardMap, dead: &[u64]) -> Vec<(u64, Vec<u64>)> {
         let dead = dead.iter().copied().map(NodeId).collect();
-        let one = |command| match command {
-            MasterCommand::ChangeMembers { group, members } => {
-                (group.0, members.iter().map(|node: &NodeId| node.0).collect())
-            }
-            other => panic!("{other:?}"),
-        };
-        replacements(map, &dead).into_iter().map(one).collect()
+        replacements(map, &dead, &dead).into_iter().map(one).collect()
     }
 
     #[test]
@@ -176,6 +201,36 @@ mod tests {
         let map = map(5, &[&[1, 2, 3], &[1, 2, 4], &[1, 2, 4], &[1, 2, 3]]);
         assert_eq!(wanted(&map, &[1]), [(1, vec![2, 3, 5]), (2, vec![2, 4, 5])]);
         assert_eq!(wanted(&map, &[5]), []);
+    }
+
+    #[test]
+    fn nothing_goes_to_nodes_that_are_silent_though_they_may_be_back() {
+        let mut map = map(5, &[&[1, 2, 3]]);
+        map.nodes[0].draining = true;
+        let silent = |nodes: &[u64]| nodes.iter().copied().map(NodeId).collect::<BTreeSet<NodeId>>();
+        let go = |nodes: &[u64]| {
+            replacements(&map, &BTreeSet::new(), &silent(nodes)).into_iter().map(one).collect::<Vec<_>>()
+        };
+        assert_eq!(go(&[4]), [(1, vec![2, 3, 5])]);
+        assert_eq!(go(&[4, 5]), []);
+        assert_eq!(go(&[2]), [(1, vec![2, 3, 4])], "a member may be away");
+    }
+
+    #[test]
+    fn groups_that_cannot_change_any_more_do_not_keep_others_waiting() {
+        let mut map = map(6, &[&[1, 2, 3], &[3, 4, 5], &[3, 4, 5], &[1, 2, 5]]);
+        map.groups.iter_mut().take(2).for_each(|group| group.next = [3, 4, 6].map(NodeId).to_vec());
+        assert_eq!(wanted(&map, &[5]), [], "two at a time");
+        assert_eq!(wanted(&map, &[4, 5]), [(4, vec![1, 2, 6])], "two have lost their majorities");
+    }
+
+    #[test]
+    fn a_better_spread_over_zones_waits_for_those_that_have_lost_somebody() {
+        let mut map = map(6, &[&[1, 2, 3], &[1, 2, 3], &[1, 3, 5], &[1, 3, 5]]);
+        for (node, zone) in map.nodes.iter_mut().zip(["a", "a", "b", "b", "c", "c"]) {
+            node.zone = zone.into();
+        }
+        assert_eq!(wanted(&map, &[5]), [(3, vec![1, 3, 6]), (4, vec![1, 3, 6])]);
     }
 
     #[test]

@@ -8,6 +8,8 @@ use shardkv::types::{Bounds, Epoch, MoveId, ShardId};
 
 /// Shards of a cluster: all of them are in the map, which every gateway and node has.
 pub(crate) const SHARDS_MAX: usize = 10_000;
+/// Bytes of the keys that shards begin at, all together: twice as many, and some, are one message to each node.
+const BOUNDARY_BYTES_MAX: usize = 2 << 20;
 /// Of the first key of a shard.
 pub const SPLIT_KEY_BYTES_MAX: usize = 4096;
 
@@ -29,6 +31,13 @@ impl MasterState {
         }
         if self.map.shards.len() >= SHARDS_MAX {
             return refused(format!("there are {SHARDS_MAX} shards, and there cannot be more: merge some first"));
+        }
+        let boundaries = self.map.shards.iter().map(|shard| shard.bounds.start.len()).sum::<usize>() + at.len();
+        if boundaries > BOUNDARY_BYTES_MAX {
+            return refused(format!(
+                "the keys that shards begin at would have {boundaries} bytes, and must not have more than \
+                 {BOUNDARY_BYTES_MAX}, for every node has them all: split at a shorter key, or merge some shards first"
+            ));
         }
         let by = self.next_change();
         self.map.last_shard = ShardId(self.map.last_shard.0 + 1);
@@ -182,5 +191,25 @@ mod tests {
         assert!(matches!(merge(&mut state, 1, 2), MasterOutcome::Failed(_)), "one of them moves");
         state.apply(MasterCommand::ChangeShards(ShardChange::CancelMove { mv: MoveId(1) }));
         assert_eq!(state.map.shards, before.map.shards);
+    }
+
+    /// The map is one message to each node, and must fit into the queue to it.
+    #[test]
+    fn the_keys_that_shards_begin_at_are_bounded_all_together() {
+        let mut state = state();
+        let mut cut = |number: u64| {
+            let at = [b"n".as_slice(), &number.to_be_bytes(), &[b'x'; SPLIT_KEY_BYTES_MAX - 9]].concat();
+            let shard = state.map.shard_of(&at).expect("every key has a shard").id;
+            let outcome = state.apply(MasterCommand::ChangeShards(ShardChange::Split { shard, at: at.into() }));
+            if let MasterOutcome::Move(by) = outcome {
+                state.apply(MasterCommand::Reshaped { by });
+            }
+            outcome
+        };
+        let most = (BOUNDARY_BYTES_MAX / SPLIT_KEY_BYTES_MAX) as u64;
+        let refused = (0..2 * most).map(&mut cut).position(|outcome| matches!(outcome, MasterOutcome::Failed(_)));
+        assert!(refused.is_some_and(|cuts| (most / 2..=most).contains(&(cuts as u64))), "{refused:?} of {most}");
+        let said = format!("{:?}", cut(2 * most));
+        assert!(said.contains("merge some shards first"), "{said}");
     }
 }

@@ -1,8 +1,9 @@
 //! The metadata and its commands. Everything here is a pure function of the log.
 
+use crate::placement;
 use paxos::{ConfigId, GroupId, NodeId};
 use serde::{Deserialize, Serialize};
-use shardkv::map::{GroupChange, NodeInfo, ShardChange, ShardMap};
+use shardkv::map::{GroupChange, GroupInfo, NodeInfo, ShardChange, ShardMap};
 use shardkv::request::OpError;
 use shardkv::types::{MoveId, Revision};
 use std::collections::BTreeMap;
@@ -113,8 +114,6 @@ pub struct MasterState {
     pub map: ShardMap,
     /// Numbers up to here may have been handed out; a new leader starts above.
     pub reserved_up_to: Revision,
-    /// The highest node id that was ever given; none is given twice.
-    pub last_node: u64,
     /// The data directories of nodes that have joined since genesis.
     pub joined: BTreeMap<NodeId, u64>,
 }
@@ -165,6 +164,9 @@ impl MasterState {
                 };
                 self.map.version += u64::from(info.draining != drain);
                 info.draining = drain;
+                if !drain {
+                    self.stays(node);
+                }
                 MasterOutcome::Applied
             }
             MasterCommand::RemoveNode { node } => self.remove_node(node),
@@ -202,13 +204,24 @@ impl MasterState {
                 info.name
             ));
         }
-        let last = self.map.nodes.iter().map(|node| node.id.0).max().unwrap_or(0);
-        self.last_node = self.last_node.max(last) + 1;
-        let id = NodeId(self.last_node);
+        let id = NodeId(self.map.newest_node().0 + 1);
+        self.map.last_node = id;
         self.joined.insert(id, incarnation);
         self.map.nodes.push(NodeInfo { id, ..info });
         self.map.version += 1;
         MasterOutcome::Node(id)
+    }
+
+    /// A node is not drained any more: what would take its replicas, and is not sealed yet, is called off.
+    fn stays(&mut self, node: NodeId) {
+        let leaves = |group: &&mut GroupInfo| {
+            let next = &group.next;
+            group.replicas.contains(&node) && !next.is_empty() && !next.contains(&node) && group.sealed.is_empty()
+        };
+        for group in std::iter::once(&mut self.map.shardmaster).chain(&mut self.map.groups).filter(leaves) {
+            group.next.clear();
+            self.map.version += 1;
+        }
     }
 
     fn remove_node(&mut self, node: NodeId) -> MasterOutcome {
@@ -216,8 +229,7 @@ impl MasterState {
             return refused(format!("{node} holds a replica of {}: drain it first", group.id));
         }
         let before = self.map.nodes.len();
-        let last = self.map.nodes.iter().map(|known| known.id.0).max().unwrap_or(0);
-        self.last_node = self.last_node.max(last);
+        self.map.last_node = self.map.newest_node();
         self.map.nodes.retain(|known| known.id != node);
         self.joined.remove(&node);
         self.map.version += u64::from(self.map.nodes.len() != before);
@@ -232,6 +244,16 @@ impl MasterState {
         }
         if let Some(stranger) = members.iter().find(|node| !self.map.nodes.iter().any(|known| known.id == **node)) {
             return refused(format!("{stranger} is no node of the map"));
+        }
+        let Some(group) = self.map.group(id) else { return refused(format!("{id} is no group of the map")) };
+        let newcomer = |node: &&NodeInfo| members.contains(&node.id) && !group.replicas.contains(&node.id);
+        for node in self.map.nodes.iter().filter(newcomer) {
+            if !placement::keeps(node, id) {
+                return refused(format!("{} holds no replicas of groups like {id}: its roles are others", node.id));
+            }
+            if node.draining {
+                return refused(format!("{} is being drained: stop that first, or choose another node", node.id));
+            }
         }
         let Some(group) = self.map.group_mut(id) else { return refused(format!("{id} is no group of the map")) };
         let next = if group.replicas == members { Vec::new() } else { members };
@@ -266,7 +288,7 @@ pub(crate) fn refused(why: String) -> MasterOutcome {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use shardkv::map::{GroupInfo, SHARDMASTER_GROUP};
+    use shardkv::map::SHARDMASTER_GROUP;
 
     const CLUSTER: u64 = 7;
     const GROUP: GroupId = GroupId(2);
@@ -277,7 +299,10 @@ mod tests {
 
     fn state() -> MasterState {
         let members = ids(&[1, 2, 3]);
-        let node = |id: &NodeId| NodeInfo { id: *id, name: id.to_string(), ..NodeInfo::default() };
+        let node = |id: &NodeId| {
+            let name = id.to_string();
+            NodeInfo { id: *id, name, keeps_metadata: true, keeps_data: true, ..NodeInfo::default() }
+        };
         let map = ShardMap {
             cluster_id: CLUSTER,
             shards: crate::initial_shards(&[], &[GROUP]),
@@ -385,5 +410,36 @@ mod tests {
         state.apply(MasterCommand::Register(Box::new(info)));
         let node = &state.map.nodes[0];
         assert_eq!((node.draining, node.peer_address.as_str()), (true, "there"));
+    }
+
+    #[test]
+    fn replicas_go_only_where_they_may_be() {
+        let mut state = state();
+        let (name, peer_address, keeps) = ("n4".into(), String::new(), (true, false));
+        let joins = MasterCommand::AddNode { cluster: CLUSTER, name, incarnation: 4, peer_address, keeps };
+        assert_eq!(state.apply(joins), MasterOutcome::Node(NodeId(4)));
+        assert!(is_refused(&change(&mut state, &[1, 2, 4])), "it keeps no data");
+        assert_eq!(join(&mut state, "n5", 5), MasterOutcome::Node(NodeId(5)));
+        state.apply(MasterCommand::DrainNode { node: NodeId(5), drain: true });
+        assert!(is_refused(&change(&mut state, &[1, 2, 5])), "it is being drained");
+        state.apply(MasterCommand::DrainNode { node: NodeId(3), drain: true });
+        assert_eq!(change(&mut state, &[1, 3]), MasterOutcome::Applied, "one that is there may stay");
+    }
+
+    #[test]
+    fn a_node_that_is_not_drained_any_more_keeps_its_replicas() {
+        let mut state = state();
+        assert_eq!(join(&mut state, "n4", 4), MasterOutcome::Node(NodeId(4)));
+        state.apply(MasterCommand::DrainNode { node: NodeId(3), drain: true });
+        assert_eq!(change(&mut state, &[1, 2, 4]), MasterOutcome::Applied);
+        state.apply(MasterCommand::DrainNode { node: NodeId(3), drain: false });
+        assert!(state.map.group(GROUP).is_some_and(|group| group.next.is_empty()), "{:?}", state.map);
+        change(&mut state, &[1, 3, 4]);
+        state.apply(MasterCommand::DrainNode { node: NodeId(3), drain: false });
+        assert_eq!(
+            state.map.group(GROUP).map(|group| group.next.clone()),
+            Some(ids(&[1, 3, 4])),
+            "it is not concerned"
+        );
     }
 }

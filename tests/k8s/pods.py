@@ -90,6 +90,8 @@ class Pod:
     def __init__(self, cluster: Cluster, workload: dict, name: str, address: str):
         self.cluster, self.workload, self.name, self.address = cluster, workload, name, address
         self.template = pod_template(workload)
+        ordinal = name.rpartition("-")[2]
+        self.zone = f"zone-{int(ordinal) % 3}" if ordinal.isdigit() else "zone-0"
         self.spec = self.template["spec"]
         self.container = self.spec["containers"][0]
         self.directory = cluster.directory / "pods" / f"{name}.{address}.{time.monotonic_ns()}"
@@ -139,6 +141,8 @@ class Pod:
             "metadata.name": self.name,
             "metadata.namespace": self.cluster.namespace,
             "status.podIP": self.address,
+            # As a control plane gives it to pods that run in a zone.
+            "metadata.labels['topology.kubernetes.io/zone']": self.zone,
         }
         variables = {}
         for source in container.get("envFrom", []):

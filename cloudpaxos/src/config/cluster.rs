@@ -11,12 +11,16 @@ use std::fmt;
 pub struct NodeName(String);
 
 impl NodeName {
-    /// Letters, digits, dot, dash and underscore; 1 to 63 of them, as in a DNS label.
+    /// Letters, digits, dot, dash and underscore; 1 to 63 of them, as in a DNS label. It begins with a letter or a digit
+    /// and is no number: commands take a node's number, too, and options begin with a dash.
     pub fn parse(text: &str) -> Result<NodeName, String> {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
-        if text.is_empty() || text.len() > 63 || !text.bytes().all(allowed) {
+        let begins = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+        let number = text.bytes().all(|byte| byte.is_ascii_digit());
+        if !begins || number || text.len() > 63 || !text.bytes().all(allowed) {
             return Err(format!(
-                "`{text}` is no node name; write 1 to 63 letters, digits, dots, dashes or underscores"
+                "`{text}` is no node name; write 1 to 63 letters, digits, dots, dashes or underscores, a letter or a \
+                 digit first, and no mere number"
             ));
         }
         Ok(NodeName(text.to_owned()))

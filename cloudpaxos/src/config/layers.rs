@@ -106,6 +106,14 @@ impl Setting {
         }
     }
 
+    /// As text that may be empty, where that means that nothing is said.
+    pub(super) fn text_or_nothing(&self) -> Result<&str, ConfigError> {
+        match &self.raw {
+            Raw::One(text) if text.trim().is_empty() => Ok(""),
+            _ => self.text(),
+        }
+    }
+
     /// The elements of a list.
     pub(super) fn list(&self) -> Vec<&str> {
         match &self.raw {

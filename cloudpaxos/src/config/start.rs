@@ -332,8 +332,8 @@ fn check_membership(
             "names {name}, which is to --join: a node that joins is none of those that form the cluster; correct --name"
         ))),
         (None, true) => Err(list.bad(format!(
-            "does not name this node, {name}; add {name}=HOST:PORT on every node of a new cluster, --join one that \
-             exists, or correct --name"
+            "does not name this node, {name}; add {name}=HOST:PORT on every node of a new cluster, or correct --name; a \
+             node that joins one that exists, or has joined it, has --join"
         ))),
         (Some(_), false) => Err(list.bad(format!(
             "names {name}, which keeps no replicas with --roles {roles}; take it out of the list on every node"
@@ -414,7 +414,8 @@ pub(super) fn listen_address(
 
 fn zone(layers: &Layers) -> Result<String, ConfigError> {
     let Some(setting) = layers.find("zone") else { return Ok(String::new()) };
-    let zone = setting.text()?;
+    // On Kubernetes a pod without the label has an empty variable.
+    let zone = setting.text_or_nothing()?;
     let plain = |c: char| c.is_ascii_graphic();
     match zone.len() <= ZONE_BYTES_MAX && zone.chars().all(plain) {
         true => Ok(zone.to_owned()),

@@ -353,11 +353,12 @@ fn a_node_that_joins_is_none_of_those_that_form_the_cluster_and_says_where_it_is
     let told = |result: Result<StartConfig, ConfigError>| result.expect_err("it must not stand").to_string();
     assert!(told(joining(&["--join"])).contains("advertise-peer"));
     let error = told(joining(&["--advertise-peer", "127.0.0.1:4"]));
-    assert!(error.contains("--join one that exists"), "{error}");
+    assert!(error.contains("a node that joins one that exists"), "{error}");
     assert!(complaint(&["--join"]).contains("none of those that form the cluster"));
     assert!(complaint(&["--dead-after-seconds", "5"]).contains("ten election timeouts"));
     assert_eq!(node(&["--dead-after-seconds", "0"]).expect("never").timing.dead_after, Duration::ZERO);
     assert_eq!(node(&[]).expect("nothing is said of a zone").zone, "");
+    assert_eq!(node(&["--zone", ""]).expect("as on Kubernetes, where a pod has no such label").zone, "");
     assert_eq!(node(&["--zone", "eu-1a"]).expect("a zone").zone, "eu-1a");
     assert!(complaint(&["--zone", "eu 1a"]).contains("no spaces"));
 }

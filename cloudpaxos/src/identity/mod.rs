@@ -100,6 +100,10 @@ pub fn open(path: &Path, claim: Claim<'_>) -> Result<DataDir, IdentityError> {
     // Again under the lock: another process may have been making it ours, or its own, meanwhile.
     refuse_foreign(path, &[])?;
     let (identity, created, notes) = match file::read(path)? {
+        // It has asked to join, and was not given an id: it may ask as another one, or elsewhere.
+        Some(identity) if identity.node_id == UNASSIGNED && !asks_again(&identity, claim) => {
+            (bootstrap(path, claim)?, true, Vec::new())
+        }
         Some(mut identity) => {
             let notes = check(path, &identity, claim)?;
             identity.boot += 1;
@@ -217,6 +221,11 @@ fn bootstrap(path: &Path, claim: Claim<'_>) -> Result<Identity, IdentityError> {
         formed: false,
         genesis: genesis.clone(),
     })
+}
+
+/// Whether a node that asked to join asks the same again: it may have been given an id that it does not know.
+fn asks_again(identity: &Identity, claim: Claim<'_>) -> bool {
+    identity.name == *claim.name && claim.genesis.is_none_or(|genesis| *genesis == identity.genesis)
 }
 
 /// Whether the directory is the claimed node's; what differs without harm is returned as notes.

@@ -305,3 +305,19 @@ fn a_node_that_joins_keeps_its_directory_from_before_it_has_an_id() {
     let later = open(base.path(), claim(false)).expect("ours, without being told again");
     assert_eq!((later.identity.node_id, later.identity.incarnation), (NodeId(4), incarnation));
 }
+
+#[test]
+fn a_node_that_was_refused_may_ask_as_another_one() {
+    let base = directory();
+    let claim = |name, genesis| Claim { name, token: None, genesis: Some(genesis), lease_ms: 800, joins: true };
+    let (n4, n5, wrong, right) = (name("n4"), name("n5"), genesis("wrong"), genesis("t"));
+    let refused = open(base.path(), claim(&n4, &wrong)).expect("an empty directory becomes ours").identity;
+    let again = open(base.path(), claim(&n4, &right)).expect("it has joined nothing yet").identity;
+    assert_eq!(again.cluster_id, right.cluster_id());
+    assert_ne!(again.incarnation, refused.incarnation);
+    let mut named = open(base.path(), claim(&n5, &right)).expect("it has joined nothing yet");
+    assert_eq!(named.identity.name, n5);
+    assign(&named.path, &mut named.identity, NodeId(4)).expect("writable");
+    drop(named);
+    assert!(open(base.path(), claim(&n4, &right)).is_err(), "now it is n5's");
+}

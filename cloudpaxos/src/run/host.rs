@@ -143,7 +143,7 @@ pub(super) fn run(site: Site, ports: Ports, stopped: watch::Receiver<bool>) -> R
     outcome
 }
 
-async fn run_here(site: Site, ports: Ports, mut stopped: watch::Receiver<bool>) -> Result<(), Failure> {
+async fn run_here(site: Site, ports: Ports, stopped: watch::Receiver<bool>) -> Result<(), Failure> {
     let opened = match &site.identity {
         Some((path, identity)) => {
             let opened = runtime::open(site.node_config(path.clone(), identity));
@@ -211,7 +211,7 @@ async fn run_here(site: Site, ports: Ports, mut stopped: watch::Receiver<bool>) 
         stop = &mut ended => outcome(&site, stop),
         Some(Ok(Err(failure))) = tasks.join_next() => Err(failure),
         Some(Ok(Err(failure))) = peer_tasks.join_next() => Err(failure),
-        _ = stopped.wait_for(|stopped| *stopped) => {
+        removed = stop_asked_or_removed(stopped, handle.as_ref()) => {
             let stopping = async {
                 drain(&site, &health, handle.as_ref(), &close, &mut tasks).await;
                 if let Some(handle) = &handle {
@@ -224,8 +224,22 @@ async fn run_here(site: Site, ports: Ports, mut stopped: watch::Receiver<bool>) 
             }
             // The node's turns go on meanwhile; at the end it writes what is queued.
             let ((), stop) = tokio::join!(stopping, &mut ended);
-            outcome(&site, stop)
+            removed.map_or_else(|| outcome(&site, stop), |why| Err(Failure::Run(format!("{}: {why}", site.name))))
         }
+    }
+}
+
+/// Returns when the process is told to stop, or, with the reason, when the cluster has removed its node.
+async fn stop_asked_or_removed(mut stopped: watch::Receiver<bool>, node: Option<&NodeHandle>) -> Option<String> {
+    let removed = async {
+        match node {
+            Some(node) => node.removed().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        why = removed => Some(why),
+        _ = stopped.wait_for(|stopped| *stopped) => None,
     }
 }
 

@@ -10,6 +10,7 @@ use gateway::{AnswerBody, Call, CallError, GatewayConfig, driver};
 use node::runtime::{self, PeerAddress};
 use paxos::NodeId;
 use shardkv::map::ShardMap;
+use shardkv::request::OpError;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -49,6 +50,9 @@ pub(super) fn join(directory: &mut DataDir, site: &StartConfig, secured: &Secure
                     (AnswerBody::Node(_), None) => "nobody has told the shard map yet".to_owned(),
                     (other, _) => format!("a strange answer: {other:?}"),
                 },
+                Err(CallError::Failed(OpError::Malformed(why))) => {
+                    return Err(Failure::Run(format!("cannot join: {why}")));
+                }
                 Err(CallError::Failed(error)) => return Err(Failure::Run(format!("cannot join: {error}"))),
                 Err(error) => error.to_string(),
             };

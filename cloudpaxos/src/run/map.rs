@@ -64,6 +64,7 @@ pub fn first_map(genesis: &Genesis, addresses: &BTreeMap<NodeId, String>) -> Sha
         last_shard: ShardId(0),
         shardmaster: shardmaster(genesis),
         last_group: GroupId(0),
+        last_node: NodeId(0),
         groups,
         nodes: node_infos(genesis, addresses),
     }

@@ -2,7 +2,7 @@
 
 use super::{Cx, Next, Pending, RENEWALS_MAX};
 use crate::call::{Answer, AnswerBody, Call, CallError};
-use crate::core::Route;
+use crate::core::{Attempt, Route};
 use crate::merge::{fits, merge, range_bytes};
 use bytes::Bytes;
 use paxos::NodeId;
@@ -12,11 +12,13 @@ use shardkv::request::{OpError, ReplyBody};
 use shardkv::types::Revision;
 
 impl Pending {
-    /// A reply to the attempt `id` of the part `index`.
-    pub(crate) fn on_reply(&mut self, id: u64, index: usize, from: NodeId, body: ReplyBody, cx: &mut Cx<'_>) -> Next {
+    /// A reply to the attempt `id`.
+    pub(crate) fn on_reply(&mut self, id: u64, attempt: Attempt, body: ReplyBody, cx: &mut Cx<'_>) -> Next {
         self.attempts.retain(|attempt| *attempt != id);
+        // The part may have been planned anew meanwhile, for another group.
+        let Attempt { part: index, group, node: from, .. } = attempt;
         let Some(part) = self.parts.get(index) else { return Next::Wait };
-        let (is_current, group) = (part.current == Some(id), part.share.group);
+        let is_current = part.current == Some(id);
         if is_current {
             self.parts[index].rest();
         }

@@ -3,6 +3,7 @@
 mod calls;
 mod cluster;
 mod fan_out;
+mod maps;
 mod retries;
 
 use crate::{Answer, AnswerBody, Call, CallError, Gateway, GatewayConfig, Input};

@@ -86,6 +86,7 @@ impl FakeCluster {
             last_shard: ShardId(infos.len() as u64),
             shardmaster: GroupInfo::new(SHARDMASTER_GROUP, vec![NODE]),
             last_group: GroupId(0),
+            last_node: NodeId(0),
             groups: ids.iter().map(|id| GroupInfo::new(*id, vec![NODE])).collect(),
             nodes: vec![node],
         };

@@ -138,7 +138,7 @@ impl<S: Store> Core<S> {
             let seen = match before.get(&shard.id) {
                 Some(seen) if seen.epoch == shard.epoch => *seen,
                 Some(seen) => {
-                    Seen { epoch: shard.epoch, since: now, rates: halved(seen.rates, shard, &map.shards), ..*seen }
+                    Seen { epoch: shard.epoch, since: now, rates: after_split(seen.rates, shard, &map.shards), ..*seen }
                 }
                 None => {
                     // The other half of a split was there before.
@@ -222,9 +222,38 @@ fn is_twin(other: &ShardInfo, shard: &ShardInfo) -> bool {
 }
 
 /// The requests of a shard that has changed: half of them, if it was split.
-fn halved(rates: (u64, u64), shard: &ShardInfo, all: &[ShardInfo]) -> (u64, u64) {
+fn after_split(rates: (u64, u64), shard: &ShardInfo, all: &[ShardInfo]) -> (u64, u64) {
     match all.iter().any(|other| is_twin(other, shard)) {
         true => (rates.0 / 2, rates.1 / 2),
         false => rates,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::CoreConfig;
+    use paxos::election::Status;
+    use shardkv::MemoryStore;
+    use shardkv::map::ShardMap;
+    use shardkv::types::{Bounds, MoveId};
+    use std::sync::Arc;
+
+    /// n2 led a group and fell silent: what it said of its shards would be counted beside what n3 says, who leads now.
+    #[test]
+    fn what_a_node_said_before_it_fell_silent_does_not_count() {
+        let mut core: Core<MemoryStore> = Core::new(CoreConfig::among(&[1, 2, 3]), Vec::new(), Time(0));
+        let (bounds, by) = (Bounds::default(), MoveId(0));
+        let shard = ShardInfo { id: ShardId(1), bounds, group: GroupId(2), epoch: Epoch(1), by };
+        core.map = Arc::new(ShardMap { version: 1, shards: vec![shard], ..ShardMap::default() });
+        let load = ShardLoad { shard: ShardId(1), epoch: Epoch(1), reads: 100, writes: 10, ..ShardLoad::default() };
+        let told = |at| Told { at, led: vec![GroupId(2)], loads: vec![load.clone()] };
+        let (then, now) = (Time(1_000_000), Time(9_000_000));
+        core.hear(then, NodeId(2), Status::default());
+        core.balancing.told.insert(NodeId(2), told(then));
+        core.hear(now, NodeId(3), Status::default());
+        core.balancing.told.insert(NodeId(3), told(now));
+        let facts = core.facts(now, Policy::default());
+        assert_eq!(facts.loads[&ShardId(1)].reads, 100, "{facts:?}");
     }
 }

@@ -71,7 +71,7 @@ pub(super) struct Meter {
     /// One at a time: clients' ranges are read by the same threads.
     measuring: bool,
     /// What the shardmaster was told last, and windows since then.
-    told: Vec<ShardLoad>,
+    told: (Vec<GroupId>, Vec<ShardLoad>),
     windows: u32,
     draws: u64,
 }
@@ -168,16 +168,17 @@ impl<S: Store> Core<S> {
         self.measure_led(now);
         let loads = self.loads();
         self.meter.windows += 1;
-        if loads == self.meter.told && self.meter.windows < WINDOWS_PER_REFRESH {
-            return;
-        }
-        let Some(leader) = self.leader_of(SHARDMASTER_GROUP) else { return };
-        self.meter.windows = 0;
-        self.meter.told.clone_from(&loads);
         // Who cannot write does not take part in balancing.
         let ready = |group: &super::Group<S>| group.lead.as_ref().is_some_and(|lead| lead.ready);
         let led = self.groups.iter().filter(|(_, group)| ready(group) && !self.no_space);
         let led: Vec<GroupId> = led.map(|(id, _)| *id).collect();
+        let told = (led.clone(), loads.clone());
+        if told == self.meter.told && self.meter.windows < WINDOWS_PER_REFRESH {
+            return;
+        }
+        let Some(leader) = self.leader_of(SHARDMASTER_GROUP) else { return };
+        self.meter.windows = 0;
+        self.meter.told = told;
         match leader == self.config.me {
             true => self.loads_told(now, leader, led, loads),
             false => self.out.send.push((leader, NodeMessage::Loads { led, loads })),
@@ -246,6 +247,8 @@ impl<S: Store> Core<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::CoreConfig;
+    use crate::core::testing::owner;
     use shardkv::ops::Range;
     use shardkv::types::Keys;
 
@@ -291,5 +294,21 @@ mod tests {
         assert_eq!(middle(&sample), Some("b".into()));
         assert_eq!(middle(&sample[..20]), None);
         assert_eq!(middle(&sample[..4]), None, "too few");
+    }
+
+    /// A size that was measured before a split counts what is behind it, too.
+    #[test]
+    fn a_size_counts_only_for_the_epoch_that_it_was_measured_at() {
+        let (id, shard) = (GroupId(2), ShardId(1));
+        let (hosted, _group) = owner(id, shard, Epoch(5));
+        let mut core = Core::new(CoreConfig::among(&[1, 2, 3]), vec![hosted], Time(0));
+        core.leads(id);
+        let stored = |core: &mut Core<_>, epoch| {
+            core.meter.measured.insert(id, Held::default());
+            core.measured(id, Some(vec![Measured { shard, epoch, bytes: 1000, keys: 10 }]));
+            core.loads().iter().map(|load| load.stored.map(|stored| stored.bytes)).collect::<Vec<_>>()
+        };
+        assert_eq!(stored(&mut core, Epoch(4)), [None]);
+        assert_eq!(stored(&mut core, Epoch(5)), [Some(1000)]);
     }
 }

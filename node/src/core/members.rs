@@ -59,7 +59,7 @@ pub(super) struct Comings {
     pub(super) ended: BTreeMap<GroupId, Ballot>,
     /// Groups whose leader, here, drains for a change.
     sealing: BTreeSet<GroupId>,
-    /// On the shardmaster's leader: since when nodes have not been reached.
+    /// Since when nodes have not been reached.
     unreached: BTreeMap<NodeId, Time>,
     /// When replicas were last placed anew.
     placed_at: Time,
@@ -233,16 +233,9 @@ impl<S: Store> Core<S> {
 
     /// The shardmaster's leader moves replicas from nodes that are dead or being drained.
     pub(super) fn place_replicas(&mut self, now: Time) {
+        self.count_silence(now);
         if self.ready_lead(SHARDMASTER_GROUP).is_err() {
-            // Another one counts for itself.
-            self.comings.unreached.clear();
             return;
-        }
-        let others = self.map.nodes.iter().map(|node| node.id).filter(|node| *node != self.config.me);
-        let unreached: BTreeSet<NodeId> = others.filter(|node| !self.beats.reaches(now, *node)).collect();
-        self.comings.unreached.retain(|node, _| unreached.contains(node));
-        for node in unreached {
-            self.comings.unreached.entry(node).or_insert(now);
         }
         if now.since(self.comings.placed_at) < PLACE_MICROS {
             return;
@@ -251,9 +244,26 @@ impl<S: Store> Core<S> {
         let after = self.config.dead_after_micros;
         let dead = self.comings.unreached.iter().filter(|(_, since)| after > 0 && now.since(**since) >= after);
         let dead = dead.map(|(node, _)| *node).collect();
-        for command in shardmaster::replacements(&self.map, &dead) {
+        let silent = self.comings.unreached.keys().copied().collect();
+        for command in shardmaster::replacements(&self.map, &dead, &silent) {
             tracing::info!(?command, "a replica moves from a node that is dead or being drained");
             self.propose_master(now, Waiter::Nobody, &command);
+        }
+    }
+
+    /// Since when nodes are silent. Everybody counts, so that the next leader of the shardmaster need not begin anew; but
+    /// who reaches no majority of the nodes is more likely to be cut off itself.
+    fn count_silence(&mut self, now: Time) {
+        let nodes = self.map.nodes.len();
+        let others = self.map.nodes.iter().map(|node| node.id).filter(|node| *node != self.config.me);
+        let unreached: BTreeSet<NodeId> = others.filter(|node| !self.beats.reaches(now, *node)).collect();
+        if nodes - unreached.len() < quorum_of(nodes) {
+            self.comings.unreached.clear();
+            return;
+        }
+        self.comings.unreached.retain(|node, _| unreached.contains(node));
+        for node in unreached {
+            self.comings.unreached.entry(node).or_insert(now);
         }
     }
 
@@ -280,9 +290,8 @@ impl<S: Store> Core<S> {
             true => known.config < config,
             false => known.config < config && known.sealed != members,
         });
-        if news && self.ready_lead(SHARDMASTER_GROUP).is_ok() {
-            let command = MasterCommand::Configured { group, config, members, begun };
-            self.propose_master(now, Waiter::Nobody, &command);
+        if news {
+            self.note_master(now, &MasterCommand::Configured { group, config, members, begun });
         }
     }
 }

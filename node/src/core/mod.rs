@@ -19,6 +19,10 @@ mod scans;
 mod sequencing;
 mod stamping;
 mod status;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 mod traces;
 mod transfer;
 mod types;
@@ -74,6 +78,8 @@ pub struct Core<S: Store> {
     /// Groups whose leader has something to stamp or to release.
     busy: BTreeSet<GroupId>,
     sequencer: Option<SequencerTerm>,
+    /// Of the last input, or turn.
+    now: Time,
     known: Revision,
     map: Arc<ShardMap>,
     terms: u64,
@@ -109,6 +115,7 @@ impl<S: Store> Core<S> {
             groups: BTreeMap::new(),
             busy: BTreeSet::new(),
             sequencer: None,
+            now,
             known: Revision::EMPTY_STORE,
             map: Arc::new(ShardMap::default()),
             // Never the number of a term from before a restart: a late answer to that must meet nobody.
@@ -151,7 +158,10 @@ impl<S: Store> Core<S> {
         let replica = Replica::new(config, recovered, applied);
         self.beats.publish(group, Status { reluctant: self.is_reluctant(), ..replica.status() });
         if let Machine::Master(state) = &machine {
-            self.map = Arc::new(state.map.clone());
+            // One that is opened while the node runs is empty: what the node knows already is newer.
+            if state.map.version >= self.map.version {
+                self.map = Arc::new(state.map.clone());
+            }
         }
         let state = Group {
             replica,
@@ -169,6 +179,7 @@ impl<S: Store> Core<S> {
 
     /// Takes one input in. What it leads to comes out of the next [`Core::turn`].
     pub fn input(&mut self, now: Time, input: Input) {
+        self.now = now;
         match input {
             Input::Message { from, message } => self.message(now, from, message),
             Input::Request { token, request } => self.request(now, token, request),
@@ -212,6 +223,7 @@ impl<S: Store> Core<S> {
 
     /// Lets leaders stamp and propose what has gathered, and hands out what is to be done.
     pub fn turn(&mut self, now: Time) -> Outputs {
+        self.now = now;
         self.wake_fetches(now);
         while let Some(group) = self.busy.pop_first() {
             self.stamp(now, group);

@@ -296,16 +296,15 @@ impl<S: Store> Core<S> {
 
     /// At the shardmaster: a group has all of a shard.
     pub(super) fn shard_arrived(&mut self, now: Time, mv: MoveId) {
-        if self.map.move_of(mv).is_some() && self.ready_lead(SHARDMASTER_GROUP).is_ok() {
-            self.propose_master(now, Waiter::Nobody, &MasterCommand::Arrived { mv });
+        if self.map.move_of(mv).is_some() {
+            self.note_master(now, &MasterCommand::Arrived { mv });
         }
     }
 
     /// At the shardmaster: a group has split or merged its shards.
     pub(super) fn shards_reshaped(&mut self, now: Time, by: MoveId) {
-        let planned = self.map.reshapes.iter().any(|planned| planned.id == by);
-        if planned && self.ready_lead(SHARDMASTER_GROUP).is_ok() {
-            self.propose_master(now, Waiter::Nobody, &MasterCommand::Reshaped { by });
+        if self.map.reshapes.iter().any(|planned| planned.id == by) {
+            self.note_master(now, &MasterCommand::Reshaped { by });
         }
     }
 

@@ -58,11 +58,11 @@ impl<S: Store> Core<S> {
             }
             RequestBody::ChangeMembers { group, members } => {
                 let command = MasterCommand::ChangeMembers { group: *group, members: members.clone() };
-                self.master_asked(now, waiter, &command);
+                self.ask_master(now, waiter, &command);
             }
             RequestBody::ChangeShards(change) => {
                 let command = MasterCommand::ChangeShards(change.clone());
-                self.master_asked(now, waiter, &command);
+                self.ask_master(now, waiter, &command);
             }
             RequestBody::ChangeGroups(change) => {
                 let mut change = change.clone();
@@ -79,7 +79,7 @@ impl<S: Store> Core<S> {
                     *members = shardmaster::spread(&self.map, shardmaster::REPLICAS, &silent.collect());
                 }
                 let command = MasterCommand::ChangeGroups(change);
-                self.master_asked(now, waiter, &command);
+                self.ask_master(now, waiter, &command);
             }
             RequestBody::Middle { shard, epoch } => {
                 let (shard, epoch) = (*shard, *epoch);
@@ -89,24 +89,16 @@ impl<S: Store> Core<S> {
                 let (cluster, incarnation, keeps) = (*cluster, *incarnation, *keeps);
                 let (name, peer_address) = (name.clone(), peer_address.clone());
                 let command = MasterCommand::AddNode { cluster, name, incarnation, peer_address, keeps };
-                self.master_asked(now, waiter, &command);
+                self.ask_master(now, waiter, &command);
             }
             RequestBody::DrainNode { node, drain } => {
                 let command = MasterCommand::DrainNode { node: *node, drain: *drain };
-                self.master_asked(now, waiter, &command);
+                self.ask_master(now, waiter, &command);
             }
             RequestBody::RemoveNode { node } => {
                 let command = MasterCommand::RemoveNode { node: *node };
-                self.master_asked(now, waiter, &command);
+                self.ask_master(now, waiter, &command);
             }
-        }
-    }
-
-    /// A request that is a command of the shardmaster's log.
-    fn master_asked(&mut self, now: Time, waiter: Waiter, command: &MasterCommand) {
-        match self.ready_lead(SHARDMASTER_GROUP) {
-            Ok(_) => self.propose_master(now, waiter, command),
-            Err(refusal) => self.answer(waiter, refusal),
         }
     }
 

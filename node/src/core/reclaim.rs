@@ -84,10 +84,8 @@ impl<S: Store> Core<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::{CoreConfig, Hosted, Limits, Machine, ReadMode};
-    use paxos::heartbeat::Timing;
-    use paxos::{ConfigId, Configuration, NodeId, Recovered};
-    use shardkv::map::{NodeInfo, ShardMap};
+    use crate::core::{CoreConfig, Hosted, Machine};
+    use paxos::{ConfigId, Configuration, Recovered};
     use shardkv::{DataGroup, MemoryStore};
     use std::sync::Arc;
 
@@ -96,19 +94,7 @@ mod tests {
     #[test]
     fn a_replica_that_is_opened_during_a_flush_is_written_again_with_the_others() {
         let id = GroupId(2);
-        let config = CoreConfig {
-            me: NodeId(1),
-            boot: 1,
-            info: NodeInfo::default(),
-            nodes: [1, 2, 3].map(NodeId).to_vec(),
-            timing: Timing::default(),
-            read_mode: ReadMode::Lease,
-            genesis: ShardMap::default(),
-            dead_after_micros: 0,
-            balance: None,
-            limits: Limits::default(),
-        };
-        let mut core: Core<MemoryStore> = Core::new(config, Vec::new(), Time(0));
+        let mut core: Core<MemoryStore> = Core::new(CoreConfig::among(&[1, 2, 3]), Vec::new(), Time(0));
         core.segment_reached(1);
         core.segment_reached(2);
         let floor = Configuration::floor(ConfigId(7));

@@ -4,6 +4,7 @@
 use super::lead::Waiter;
 use super::{Core, Group, Machine, ReadMode};
 use crate::wire::{AskId, NodeMessage};
+use paxos::election::Status;
 use paxos::{GroupId, NodeId, Time};
 use shardkv::map::{NodeInfo, SHARDMASTER_GROUP};
 use shardkv::request::{OpError, ReplyBody};
@@ -40,10 +41,18 @@ impl<S: Store> Core<S> {
 
     /// Who may lead a group that this node has no replica of.
     pub(super) fn guess_leader(&self, id: GroupId) -> Option<NodeId> {
-        // Heartbeats carry the statuses of all groups, also of those that this node has no replica of.
-        let statuses = self.config.nodes.iter().filter_map(|node| self.beats.status_of(*node, id));
-        let leader = statuses.map(|status| status.leader).max()?;
+        let leader = self.statuses_of(id).map(|status| status.leader).max()?;
         (leader.node.0 != 0).then_some(leader.node)
+    }
+
+    /// What the other nodes say of a group, also of one that this node has no replica of: those that are reached, or,
+    /// where none is, all. What a node said before it fell silent may name a leader that has gone since.
+    fn statuses_of(&self, id: GroupId) -> impl Iterator<Item = Status> {
+        let others = || self.config.nodes.iter().filter(|node| **node != self.config.me);
+        let anybody = others().any(|node| self.beats.reaches(self.now, *node));
+        others()
+            .filter(move |node| !anybody || self.beats.reaches(self.now, **node))
+            .filter_map(move |node| self.beats.status_of(*node, id))
     }
 
     /// Whom to send somebody to who was wrong here. Nobody, where this node has lost its leader, or that one its majority:
@@ -64,8 +73,7 @@ impl<S: Store> Core<S> {
     pub(super) fn is_outdated(&self, id: GroupId) -> bool {
         let Some(group) = self.groups.get(&id) else { return false };
         let config = group.replica.configuration().id.max(group.replica.leader().config);
-        let mut statuses = self.config.nodes.iter().filter_map(|node| self.beats.status_of(*node, id));
-        statuses.any(|status| status.leader.config > config)
+        self.statuses_of(id).any(|status| status.leader.config > config)
     }
 
     /// Begins the term, reserves ahead, serves what waits.
@@ -229,9 +237,8 @@ impl<S: Store> Core<S> {
 
     /// A node says how it is reached.
     pub(super) fn register(&mut self, now: Time, info: NodeInfo) {
-        let news = self.map.nodes.iter().any(|node| node.id == info.id && !node.is_reached_as(&info));
-        if news && self.ready_lead(SHARDMASTER_GROUP).is_ok() {
-            self.propose_master(now, Waiter::Nobody, &MasterCommand::Register(Box::new(info)));
+        if self.map.nodes.iter().any(|node| node.id == info.id && !node.is_reached_as(&info)) {
+            self.note_master(now, &MasterCommand::Register(Box::new(info)));
         }
     }
 
@@ -244,7 +251,7 @@ impl<S: Store> Core<S> {
             Some(current) if revision > current => {
                 self.answer(waiter, ReplyBody::Failed(OpError::FutureRevision { current }));
             }
-            Some(_) => self.propose_master(now, waiter, &MasterCommand::Compact { revision }),
+            Some(_) => self.ask_master(now, waiter, &MasterCommand::Compact { revision }),
             None => self.answer(waiter, ReplyBody::NotLeader { hint: None }),
         }
     }
@@ -253,12 +260,10 @@ impl<S: Store> Core<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::{CoreConfig, Hosted, Limits, ReadMode};
-    use paxos::election::Status;
-    use paxos::heartbeat::{Heartbeat, Statuses, Timing};
+    use crate::core::{CoreConfig, Hosted};
+    use paxos::heartbeat::{Heartbeat, Statuses};
     use paxos::{Ballot, ConfigId, Configuration, Recovered, Slot, Wire};
     use shardkv::MemoryStore;
-    use shardkv::map::{NodeInfo, ShardMap};
     use shardmaster::MasterState;
     use std::sync::Arc;
 
@@ -276,19 +281,7 @@ mod tests {
         let recovered = Recovered { promised: led, accepted: led, first_kept: Slot(1), ..Recovered::default() };
         let machine = Machine::<MemoryStore>::Master(Arc::new(MasterState::default()));
         let hosted = Hosted { group: SHARDMASTER_GROUP, configuration, recovered, applied: Slot(0), machine };
-        let config = CoreConfig {
-            me: NodeId(1),
-            boot: 1,
-            info: NodeInfo::default(),
-            nodes: [1, 2, 3, 4].map(NodeId).to_vec(),
-            timing: Timing::default(),
-            read_mode: ReadMode::Lease,
-            genesis: ShardMap::default(),
-            dead_after_micros: 0,
-            balance: None,
-            limits: Limits::default(),
-        };
-        let mut core = Core::new(config, vec![hosted], Time(0));
+        let mut core = Core::new(CoreConfig::among(&[1, 2, 3, 4]), vec![hosted], Time(0));
         assert_eq!(core.leader_of(SHARDMASTER_GROUP), Some(NodeId(3)));
         assert_eq!(core.hint(SHARDMASTER_GROUP), None, "it is not reached: callers would wait there in vain");
         let leader = ballot(10, 32, 4);
@@ -303,5 +296,17 @@ mod tests {
         core.tick(Time(200_000));
         let out = core.turn(Time(200_000));
         assert!(out.send.iter().any(|(_, message)| matches!(message, NodeMessage::MapRequest { .. })));
+    }
+
+    /// n3 led, said so, and fell silent; n2 leads now, at a lower ballot, which n3 never heard of.
+    #[test]
+    fn a_leader_that_is_gone_is_not_believed_for_ever() {
+        let mut core: Core<MemoryStore> = Core::new(CoreConfig::among(&[4, 1, 2, 3]), Vec::new(), Time(0));
+        let own = |ballot| Status { promised: ballot, own: ballot, leader: ballot, happy: true, ..Status::default() };
+        core.hear(Time(1), NodeId(3), own(ballot(0, 9, 3)));
+        assert_eq!(core.leader_of(SHARDMASTER_GROUP), Some(NodeId(3)));
+        let later = Time(10_000_000);
+        core.hear(later, NodeId(2), own(ballot(0, 9, 2)));
+        assert_eq!(core.leader_of(SHARDMASTER_GROUP), Some(NodeId(2)));
     }
 }

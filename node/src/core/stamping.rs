@@ -22,6 +22,8 @@ use shardmaster::MasterOutcome;
 
 /// Requests to the sequencer outstanding per group.
 const ASKS_MAX: usize = 4;
+/// Commands of the shardmaster's log under way; those who ask for more are refused.
+pub(super) const MASTER_PROPOSALS_MAX: usize = 1024;
 /// An unanswered request to the sequencer is given up and made anew after this.
 const ASK_TIMEOUT_MICROS: u64 = 300_000;
 
@@ -321,7 +323,25 @@ impl<S: Store> Core<S> {
         self.busy.insert(id);
     }
 
-    /// A command of the shardmaster's log.
+    /// A command of the shardmaster's log that somebody asks for, unless too many are under way.
+    pub(super) fn ask_master(&mut self, now: Time, waiter: Waiter, command: &shardmaster::MasterCommand) {
+        match self.ready_lead(SHARDMASTER_GROUP).map(|lead| lead.proposed.len()) {
+            Ok(under_way) if under_way >= MASTER_PROPOSALS_MAX => {
+                self.answer(waiter, ReplyBody::Failed(OpError::Overloaded));
+            }
+            Ok(_) => self.propose_master(now, waiter, command),
+            Err(refusal) => self.answer(waiter, refusal),
+        }
+    }
+
+    /// What a node reports until the map says so: a command of the shardmaster's log, unless too many are under way.
+    pub(super) fn note_master(&mut self, now: Time, command: &shardmaster::MasterCommand) {
+        if self.ready_lead(SHARDMASTER_GROUP).is_ok_and(|lead| lead.proposed.len() < MASTER_PROPOSALS_MAX) {
+            self.propose_master(now, Waiter::Nobody, command);
+        }
+    }
+
+    /// A command of the shardmaster's log, whatever else is under way.
     pub(super) fn propose_master(&mut self, now: Time, waiter: Waiter, command: &shardmaster::MasterCommand) {
         let Some(group) = self.groups.get_mut(&SHARDMASTER_GROUP) else { return };
         let slot = group.replica.next_slot();

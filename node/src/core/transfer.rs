@@ -314,11 +314,9 @@ impl<S: Store> Core<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::{CoreConfig, Hosted, Input, Limits, ReadMode};
+    use crate::core::{CoreConfig, Hosted, Input, Limits};
     use crate::host::Machines;
     use paxos::Recovered;
-    use paxos::heartbeat::Timing;
-    use shardkv::map::{NodeInfo, ShardMap};
     use shardkv::{MemoryStore, SessionLimits};
     use std::sync::Arc;
 
@@ -328,27 +326,8 @@ mod tests {
 
     /// A follower of a group with 100 small entries, all applied, that would rather keep none of them.
     fn core(now: Time) -> Core<MemoryStore> {
-        let nodes = vec![NodeId(1), N2, NodeId(3)];
         let limits = Limits { kept_bytes_max: 0, kept_behind_image_bytes_max: 1000, ..Limits::default() };
-        let (name, address) = (String::from("n1"), String::new());
-        let config = CoreConfig {
-            me: NodeId(1),
-            boot: 1,
-            info: NodeInfo {
-                id: NodeId(1),
-                name,
-                peer_address: address.clone(),
-                client_address: address,
-                ..NodeInfo::default()
-            },
-            nodes: nodes.clone(),
-            timing: Timing::default(),
-            read_mode: ReadMode::Lease,
-            genesis: ShardMap::default(),
-            dead_after_micros: 0,
-            balance: None,
-            limits,
-        };
+        let config = CoreConfig { limits, ..CoreConfig::among(&[1, 2, 3]) };
         let (store, sessions) = (Arc::new(MemoryStore::new()), SessionLimits::default());
         let machines = Machines::open(store, &[GROUP], 1, sessions).expect("an empty store opens");
         let machine = machines.machine(GROUP).expect("it was just opened");
@@ -360,7 +339,7 @@ mod tests {
             ..Recovered::default()
         };
         let applied = Slot(100);
-        let configuration = paxos::Configuration::first(nodes);
+        let configuration = paxos::Configuration::first(config.nodes.clone());
         Core::new(config, vec![Hosted { group: GROUP, configuration, recovered, applied, machine }], now)
     }
 

@@ -8,7 +8,8 @@ use paxos::{GroupId, NodeId, Time, Wire};
 use shardkv::command::Command;
 use shardkv::map::{SHARDMASTER_GROUP, ShardInfo};
 use shardkv::store::Store;
-use shardkv::types::{MoveId, Revision};
+use shardkv::types::{Epoch, MoveId, Revision, ShardId};
+use std::collections::BTreeMap;
 
 /// A leader stays for at least this long before it hands over to a better one.
 const SETTLED_MICROS: u64 = 2_000_000;
@@ -41,16 +42,23 @@ impl<S: Store> Core<S> {
         self.tell_address(now);
     }
 
-    /// Where the map says something else about this node, the shardmaster's leader is told.
+    /// Where the map says something else about this node, the shardmaster's leader is told. A node that knows no map yet
+    /// tells everybody: where the map has it elsewhere, no answer would find it.
     fn tell_address(&mut self, now: Time) {
         let ours = &self.config.info;
-        if !self.map.nodes.iter().any(|node| node.id == ours.id && !node.is_reached_as(ours)) {
+        let knows_none = self.map.version == 0 && ours.id == self.config.me;
+        if !knows_none && !self.map.nodes.iter().any(|node| node.id == ours.id && !node.is_reached_as(ours)) {
             return;
         }
         let info = ours.clone();
         match self.leader_of(SHARDMASTER_GROUP) {
             Some(leader) if leader == self.config.me => self.register(now, info),
             Some(leader) => self.out.send.push((leader, NodeMessage::Register(Box::new(info)))),
+            None if knows_none => {
+                let others = self.config.nodes.iter().filter(|node| **node != self.config.me);
+                let tell = others.map(|node| (*node, NodeMessage::Register(Box::new(info.clone()))));
+                self.out.send.extend(tell);
+            }
             None => {}
         }
     }
@@ -89,15 +97,15 @@ impl<S: Store> Core<S> {
             return;
         }
         lead.activating = None;
-        let owned = reader.shards();
+        let owned: BTreeMap<ShardId, Epoch> = reader.epochs().into_iter().collect();
         let arrivals = reader.arrivals();
         let is_here = |shard: &ShardInfo| {
             shard.by == MoveId(0) || arrivals.iter().any(|it| it.mv == shard.by && it.is_complete())
         };
         let missing = map
             .uncut()
-            .filter(|shard| shard.group == id && is_here(shard) && !reader.has_gone(shard.id, shard.epoch))
-            .filter(|shard| !owned.iter().any(|owned| owned.id == shard.id && owned.epoch >= shard.epoch));
+            .filter(|shard| shard.group == id && owned.get(&shard.id).is_none_or(|owned| *owned < shard.epoch))
+            .filter(|shard| is_here(shard) && !reader.has_gone(shard.id, shard.epoch));
         for shard in missing {
             let command = Command::Activate {
                 revision: Revision(0),
@@ -109,9 +117,7 @@ impl<S: Store> Core<S> {
             lead.enqueue(Waiter::Nobody, command, 256);
             lead.activating = Some(lead.last_write());
         }
-        // A frozen shard heeds no compaction: whoever has it in the end makes up for it.
-        let thawed = owned.iter().filter(|shard| shard.out.as_ref().is_none_or(|out| out.frozen.is_none()));
-        let floor = thawed.map(|shard| shard.floor).min().unwrap_or(map.compacted);
+        let floor = reader.lowest_floor().unwrap_or(map.compacted);
         // The compaction's revision was handed out before we read of it: what arrives from now on is
         // stamped above it, and what is in line already has to be applied first.
         if map.compacted > floor && map.compacted > lead.compacting {

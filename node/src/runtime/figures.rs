@@ -1,9 +1,9 @@
 //! What the threads and queues around the core tell about themselves, for whoever shows it to operators.
 
+use super::handle::NodeHandle;
 use super::mailbox::Mailbox;
 use super::open::NodeStore;
 use super::peers::{PeerFigures, Peers};
-use super::turn_loop::NodeHandle;
 use crate::core::CoreStatus;
 use crate::tally::Distribution;
 use shardkv::store::StoreError;

@@ -19,10 +19,13 @@ const FILE: &str = "peers.json";
 const CLUSTER: &str = "cloudpaxos-cluster";
 const NODE: &str = "cloudpaxos-node";
 const INCARNATION: &str = "cloudpaxos-incarnation";
+/// Whom the caller means to reach.
+const TO: &str = "cloudpaxos-to";
 /// Says of which kind a refusal is.
 const REFUSAL: &str = "cloudpaxos-refusal";
 const REPLACED: &str = "replaced";
 const STRANGER: &str = "stranger";
+const REMOVED: &str = "removed";
 
 /// Who a node says it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +36,9 @@ pub struct Handshake {
     pub node: NodeId,
     /// The random number of its data directory.
     pub incarnation: u64,
+    /// Whom it means to reach: an address may lead to another node than the caller believes, and what is meant for one
+    /// must not be taken, and answered, by another.
+    pub to: NodeId,
 }
 
 impl Handshake {
@@ -44,13 +50,26 @@ impl Handshake {
         put(CLUSTER, self.cluster);
         put(NODE, self.node.0);
         put(INCARNATION, self.incarnation);
+        put(TO, self.to.0);
     }
 
     /// What the opener of a stream wrote.
     pub fn read(metadata: &MetadataMap) -> Option<Handshake> {
         let number = |key| metadata.get(key)?.to_str().ok()?.parse().ok();
-        Some(Handshake { cluster: number(CLUSTER)?, node: NodeId(number(NODE)?), incarnation: number(INCARNATION)? })
+        let (cluster, incarnation) = (number(CLUSTER)?, number(INCARNATION)?);
+        Some(Handshake { cluster, node: NodeId(number(NODE)?), incarnation, to: NodeId(number(TO)?) })
     }
+}
+
+/// What a refusal means for the node that was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It may be another one's mistake, or pass.
+    TryOn,
+    /// It must not say another word.
+    Stop,
+    /// It was removed from the cluster, and holds nothing: it ends in peace.
+    Leave,
 }
 
 #[derive(Default, Serialize, Deserialize)]
@@ -61,6 +80,9 @@ struct KnownFile {
     /// others by it, when those of the first days are long gone.
     #[serde(default)]
     nodes: BTreeMap<u64, PeerAddress>,
+    /// The largest id that a node of that map ever had.
+    #[serde(default)]
+    last_node: u64,
 }
 
 /// The data directories under which the other nodes were met, remembered across restarts: a node
@@ -81,11 +103,14 @@ impl KnownPeers {
     pub fn open(config: &NodeConfig) -> std::io::Result<KnownPeers> {
         let path = config.data_dir.join(FILE);
         let known = read(&path)?;
-        let mut names = config.peers.clone();
+        // The newest list counts: who is not in it any more was removed.
+        let mut names = if known.last_node == 0 { config.peers.clone() } else { BTreeMap::new() };
         for (node, address) in &known.nodes {
-            names.entry(NodeId(*node)).or_insert_with(|| address.clone());
+            let described = config.peers.get(&NodeId(*node)).unwrap_or(address);
+            names.entry(NodeId(*node)).or_insert_with(|| described.clone());
         }
-        let ours = Handshake { cluster: config.cluster_id, node: config.core.me, incarnation: config.incarnation };
+        let (cluster, node, incarnation) = (config.cluster_id, config.core.me, config.incarnation);
+        let ours = Handshake { cluster, node, incarnation, to: node };
         Ok(KnownPeers {
             path,
             ours,
@@ -96,33 +121,42 @@ impl KnownPeers {
         })
     }
 
-    /// The other nodes, and where they are.
+    /// The other nodes, and where they are, as far as that is known.
     pub fn peers(&self) -> BTreeMap<NodeId, PeerAddress> {
         let mut names = lock(&self.names).clone();
-        names.remove(&self.ours.node);
+        names.retain(|node, known| *node != self.ours.node && !known.address.is_empty());
         names
     }
 
-    /// The shard map says which nodes there are. What cannot be written down is known until the next start.
-    pub fn meet(&self, nodes: &BTreeMap<NodeId, PeerAddress>) {
+    /// Whether a node is one of the cluster, as far as is known here.
+    pub(super) fn is_member(&self, node: NodeId) -> bool {
+        lock(&self.names).contains_key(&node)
+    }
+
+    /// The shard map says which nodes there are, and which id was given last. What cannot be written down is known until
+    /// the next start.
+    pub fn meet(&self, nodes: &BTreeMap<NodeId, PeerAddress>, last_node: NodeId) {
         let told =
             |(node, address): (&NodeId, &PeerAddress)| (*node, self.described.get(node).unwrap_or(address).clone());
         *lock(&self.names) = nodes.iter().map(told).collect();
         let mut known = lock(&self.known);
         let stored: BTreeMap<u64, PeerAddress> = nodes.iter().map(|(node, it)| (node.0, it.clone())).collect();
-        if known.nodes == stored {
+        if known.nodes == stored && known.last_node == last_node.0 {
             return;
         }
-        let next = KnownFile { nodes: stored, incarnations: known.incarnations.clone(), version: known.version };
+        // The next data directory under a number that is gone would be another node's.
+        let mut incarnations = known.incarnations.clone();
+        incarnations.retain(|node, _| stored.contains_key(node));
+        let next = KnownFile { nodes: stored, last_node: last_node.0, incarnations, version: known.version };
         match save(&self.path, &next) {
             Ok(()) => *known = next,
             Err(error) => tracing::warn!(%error, "the nodes of the cluster cannot be noted in {}", self.path.display()),
         }
     }
 
-    /// This node.
-    pub fn ours(&self) -> Handshake {
-        self.ours
+    /// This node, to another one.
+    pub fn ours(&self, to: NodeId) -> Handshake {
+        Handshake { to, ..self.ours }
     }
 
     /// Checks who opens a stream, and remembers its data directory.
@@ -142,8 +176,22 @@ impl KnownPeers {
                 ),
             ));
         }
+        if theirs.to != self.ours.node {
+            let text = format!("this is {}, not {}: correct the address of one of them", self.ours.node, theirs.to);
+            return Err(Status::unavailable(text));
+        }
         let Some(name) = lock(&self.names).get(&theirs.node).map(|known| known.name.clone()) else {
-            // It may have joined a moment ago, or been removed: it may ask again, and need not stop.
+            if theirs.node.0 <= lock(&self.known).last_node {
+                return Err(self.refusal(
+                    REMOVED,
+                    format!(
+                        "{} was removed from this cluster, for good: a new node starts with an empty directory, another \
+                         name and --join",
+                        theirs.node
+                    ),
+                ));
+            }
+            // It may have joined a moment ago: it may ask again, and need not stop.
             let text = format!("{} is no node of this cluster, as far as is known here", theirs.node);
             return Err(Status::unavailable(text));
         };
@@ -158,7 +206,7 @@ impl KnownPeers {
             None => {
                 let mut incarnations = known.incarnations.clone();
                 incarnations.insert(theirs.node.0, theirs.incarnation);
-                let next = KnownFile { version: known.version, incarnations, nodes: known.nodes.clone() };
+                let next = KnownFile { incarnations, nodes: known.nodes.clone(), ..*known };
                 save(&self.path, &next).map_err(|error| {
                     Status::unavailable(format!("cannot remember the peer in {}: {error}", self.path.display()))
                 })?;
@@ -175,18 +223,20 @@ impl KnownPeers {
         Status::with_metadata(Code::FailedPrecondition, text, metadata)
     }
 
-    /// A peer refuses this node. Whether it must stop.
-    pub(super) fn refused(&self, by: NodeId, status: &Status) -> bool {
+    /// A peer refuses this node. What follows from it.
+    pub(super) fn refused(&self, by: NodeId, status: &Status) -> Verdict {
         let said = |key| status.metadata().get(key).and_then(|value| value.to_str().ok());
         let ours = said(CLUSTER).and_then(|id| id.parse().ok()) == Some(self.ours.cluster);
         match said(REFUSAL) {
-            Some(REPLACED) if ours => true,
+            Some(REPLACED) if ours => Verdict::Stop,
+            Some(REMOVED) if ours => Verdict::Leave,
             Some(_) => {
                 let mut refused_by = lock(&self.refused_by);
                 refused_by.insert(by);
-                2 * refused_by.len() > lock(&self.names).len().saturating_sub(1)
+                let most = 2 * refused_by.len() > lock(&self.names).len().saturating_sub(1);
+                if most { Verdict::Stop } else { Verdict::TryOn }
             }
-            None => false,
+            None => Verdict::TryOn,
         }
     }
 
@@ -234,7 +284,7 @@ mod tests {
         let address = |id: u64| PeerAddress { name: format!("n{id}"), address: format!("127.0.0.1:{id}") };
         KnownPeers {
             path: directory.join("peers.json"),
-            ours: Handshake { cluster, node: NodeId(me), incarnation: 10 * me },
+            ours: Handshake { cluster, node: NodeId(me), incarnation: 10 * me, to: NodeId(me) },
             names: Mutex::new((1..=3).map(|id| (NodeId(id), address(id))).collect()),
             described: BTreeMap::new(),
             known: Mutex::default(),
@@ -247,14 +297,14 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let (n1, n2) = (known(1, 7, directory.path()), known(2, 7, directory.path()));
         let stranger = known(3, 8, directory.path());
-        let refusal = stranger.admit(Some(n1.ours())).expect_err("of another cluster");
-        assert!(!n1.refused(NodeId(3), &refusal), "n2 may take n1 for what it is");
-        assert!(!n1.refused(NodeId(3), &refusal), "said again");
-        let refusal = |by: &KnownPeers| by.admit(Some(stranger.ours())).expect_err("of another cluster");
-        assert!(!stranger.refused(NodeId(1), &refusal(&n1)));
-        assert!(stranger.refused(NodeId(2), &refusal(&n2)), "all of them say so");
+        let refusal = stranger.admit(Some(n1.ours(NodeId(3)))).expect_err("of another cluster");
+        assert_eq!(n1.refused(NodeId(3), &refusal), Verdict::TryOn, "n2 may take n1 for what it is");
+        assert_eq!(n1.refused(NodeId(3), &refusal), Verdict::TryOn, "said again");
+        let refusal = |by: &KnownPeers| by.admit(Some(stranger.ours(by.ours.node))).expect_err("of another cluster");
+        assert_eq!(stranger.refused(NodeId(1), &refusal(&n1)), Verdict::TryOn);
+        assert_eq!(stranger.refused(NodeId(2), &refusal(&n2)), Verdict::Stop, "all of them say so");
         n1.accepted(NodeId(3));
-        assert!(!n1.refused(NodeId(2), &refusal(&n2)), "n3 has changed its mind");
+        assert_eq!(n1.refused(NodeId(2), &refusal(&n2)), Verdict::TryOn, "n3 has changed its mind");
     }
 
     #[test]
@@ -262,14 +312,14 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let n1 = known(1, 7, directory.path());
         let mut n2 = known(2, 7, directory.path());
-        assert_eq!(n1.admit(Some(n2.ours())).expect("welcome"), NodeId(2));
+        assert_eq!(n1.admit(Some(n2.ours(NodeId(1)))).expect("welcome"), NodeId(2));
         n2.ours.incarnation += 1;
-        let refusal = n1.admit(Some(n2.ours())).expect_err("its promises are gone");
-        assert!(n2.refused(NodeId(1), &refusal), "{refusal}");
+        let refusal = n1.admit(Some(n2.ours(NodeId(1)))).expect_err("its promises are gone");
+        assert_eq!(n2.refused(NodeId(1), &refusal), Verdict::Stop, "{refusal}");
         // The same words from another cluster's node prove nothing.
         let foreign = known(1, 8, directory.path());
         let refusal = foreign.refusal(REPLACED, "no".into());
-        assert!(!n2.refused(NodeId(3), &refusal));
+        assert_eq!(n2.refused(NodeId(3), &refusal), Verdict::TryOn);
     }
 
     #[test]
@@ -277,8 +327,31 @@ mod tests {
         let n1 = known(1, 7, Path::new("/nowhere/at/all"));
         let n2 = known(2, 7, Path::new("/nowhere"));
         for _ in 0..2 {
-            let refusal = n1.admit(Some(n2.ours())).expect_err("it cannot be remembered");
+            let refusal = n1.admit(Some(n2.ours(NodeId(1)))).expect_err("it cannot be remembered");
             assert_eq!(refusal.code(), Code::Unavailable);
         }
+    }
+
+    #[test]
+    fn who_was_removed_is_told_for_good_and_who_is_new_is_not() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (n1, n3) = (known(1, 7, directory.path()), known(3, 7, directory.path()));
+        let address = |id: u64| PeerAddress { name: format!("n{id}"), address: format!("127.0.0.1:{id}") };
+        n1.meet(&[1, 2, 4].map(|id| (NodeId(id), address(id))).into(), NodeId(4));
+        let refusal = n1.admit(Some(n3.ours(NodeId(1)))).expect_err("it was removed");
+        assert_eq!(n3.refused(NodeId(1), &refusal), Verdict::Leave, "{refusal}");
+        assert!(!n1.is_member(NodeId(3)));
+        let n5 = known(5, 7, directory.path());
+        let refusal = n1.admit(Some(n5.ours(NodeId(1)))).expect_err("the map here is older");
+        assert_eq!(n5.refused(NodeId(1), &refusal), Verdict::TryOn, "{refusal}");
+    }
+
+    #[test]
+    fn what_is_meant_for_another_node_is_not_taken() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (n1, n2) = (known(1, 7, directory.path()), known(2, 7, directory.path()));
+        let refusal = n1.admit(Some(n2.ours(NodeId(3)))).expect_err("n3's address leads here");
+        assert!(refusal.message().contains("this is n1, not n3"), "{refusal}");
+        assert_eq!(n2.refused(NodeId(3), &refusal), Verdict::TryOn);
     }
 }

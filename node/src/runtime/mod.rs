@@ -20,6 +20,7 @@ mod apply;
 mod clock;
 mod collect;
 mod figures;
+mod handle;
 mod known;
 mod mailbox;
 mod open;
@@ -33,6 +34,7 @@ mod turn_loop;
 
 pub use clock::now;
 pub use figures::{MailboxFigures, NodeFigures, SyncFigures};
+pub use handle::NodeHandle;
 pub use known::{Handshake, KnownPeers, note_nodes};
 pub use mailbox::Mailbox;
 pub use open::{NodeConfig, OpenError, PeerAddress, RESERVE, open};
@@ -40,7 +42,7 @@ pub use peers::PeerFigures;
 pub use replies::ReplySink;
 pub use seed::Seeding;
 pub use service::serve;
-pub use turn_loop::{Node, NodeHandle, SpanSink, Stop};
+pub use turn_loop::{Node, SpanSink, Stop};
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

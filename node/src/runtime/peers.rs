@@ -1,7 +1,7 @@
 //! Streams to the other nodes: each node opens one to each other node and sends its messages there, batched. The
 //! opener names itself in the metadata; [`super::known`] says who is let in.
 
-use super::known::KnownPeers;
+use super::known::{KnownPeers, Verdict};
 use super::lock;
 use super::mailbox::Mailbox;
 use super::open::PeerAddress;
@@ -101,6 +101,11 @@ impl Peer {
             }
             // What follows a dropped message is dropped, too: the order stays.
             if full || queue.bytes + bytes.len() > self.queue_bytes_max {
+                if bytes.len() > self.queue_bytes_max {
+                    let (message, most) = (bytes.len(), self.queue_bytes_max);
+                    tracing::error!(node = %self.node, message, most, "a message is larger than the queue to a peer, \
+                         and never gets there: raise --peer-queue-bytes-max");
+                }
                 tracing::debug!(node = %self.node, "the queue to a peer is full");
                 full = true;
                 queue.dropped += 1;
@@ -168,25 +173,23 @@ impl Peer {
     }
 }
 
-/// Keeps the stream to a peer up. Returns only with the reason why this node must stop.
-pub(super) async fn run(peer: Arc<Peer>, known: Arc<KnownPeers>, dialer: Arc<dyn Dialer>) -> String {
+/// Keeps the stream to a peer up. Returns only with the reason why this node must stop, or leave.
+pub(super) async fn run(peer: Arc<Peer>, known: Arc<KnownPeers>, dialer: Arc<dyn Dialer>) -> (Verdict, String) {
     let mut backoff = BACKOFF_MIN;
     // What was said last: a peer that is down is worth one line, not two a second.
     let mut said = String::new();
     loop {
-        match connect(&peer, &known, &dialer).await {
+        let ended = connect(&peer, &known, &dialer).await;
+        let verdict = ended.as_ref().err().map_or(Verdict::TryOn, |status| known.refused(peer.node, status));
+        match ended {
             Ok(()) => {
                 said.clear();
                 tracing::info!(node = %peer.node, address = peer.address.address, "the stream to a peer has ended");
                 backoff = BACKOFF_MIN;
             }
-            Err(status) if known.refused(peer.node, &status) => {
-                return format!(
-                    "{} ({}) refuses this node: {}",
-                    peer.address.name,
-                    peer.address.address,
-                    status.message()
-                );
+            Err(status) if verdict != Verdict::TryOn => {
+                let (name, address, why) = (&peer.address.name, &peer.address.address, status.message());
+                return (verdict, format!("{name} ({address}) refuses this node: {why}"));
             }
             Err(status) if status.code() == Code::FailedPrecondition => {
                 tracing::error!(
@@ -229,7 +232,7 @@ async fn connect(peer: &Arc<Peer>, known: &KnownPeers, dialer: &Arc<dyn Dialer>)
         source.next_batch(stream).await.map(|batch| (batch, source))
     });
     let mut request = Request::new(batches);
-    known.ours().write(request.metadata_mut());
+    known.ours(peer.node).write(request.metadata_mut());
     let mut client = PeerClient::new(channel).max_encoding_message_size(64 << 20).max_decoding_message_size(64 << 20);
     let response = client.exchange(request).await?;
     known.accepted(peer.node);

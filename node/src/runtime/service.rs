@@ -42,11 +42,15 @@ impl Peer for PeerService {
     async fn exchange(&self, request: Request<Streaming<PeerBatch>>) -> Result<Response<Self::ExchangeStream>, Status> {
         let from = self.known.admit(Handshake::read(request.metadata()))?;
         let mut batches = request.into_inner();
-        let mailbox = self.mailbox.clone();
+        let (mailbox, known) = (self.mailbox.clone(), self.known.clone());
         let (ended, end) = mpsc::channel::<Result<PeerBatch, Status>>(1);
         tokio::spawn(async move {
             while let Some(batch) = batches.next().await {
                 let Ok(batch) = batch else { break };
+                if !known.is_member(from) {
+                    // It was removed: it is told so when it comes again.
+                    break;
+                }
                 if let Err(status) = peers::receive(&mailbox, from, batch) {
                     tracing::warn!(node = %from, %status, "dropped what a peer sent");
                 }

@@ -3,25 +3,24 @@
 use super::apply::{ApplyThread, Job, Report};
 use super::collect::{self, Collector, Readers};
 use super::figures::{Sources, SyncFigures};
-use super::known::KnownPeers;
+use super::handle::NodeHandle;
+use super::known::{KnownPeers, Verdict};
 use super::mailbox::Mailbox;
 use super::open::{NodeStore, OpenError, Opened, PeerAddress};
 use super::peers::{self, Peer, Peers};
-use super::replies::{ReplySink, Sinks};
+use super::replies::Sinks;
 use super::scan::ScanThreads;
-use super::service::{DataService, PeerPort, PeerService, overloaded};
 use super::space::SpaceGuard;
-use crate::core::{ApplyJob, Core, CoreStatus, GroupStatus, Hosted, Hosting, Input, Machine, Outputs, Span};
+use crate::core::{ApplyJob, Core, CoreStatus, Hosted, Hosting, Input, Machine, Outputs, Span};
 use paxos::{GroupId, NodeId, Time};
 use proto::dial::{Dialer, PlainText};
 use shardkv::map::NodeInfo;
-use shardkv::request::Request;
 use shardkv::store::Store;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use wal::{Append, WalEvent, WalHandle};
 
 /// Inputs from outside that may wait for a turn.
@@ -29,9 +28,6 @@ const OUTSIDE_MAX: usize = 65_536;
 
 /// Hears of stages of requests that are followed. Called within turns: it must not block.
 pub type SpanSink = Arc<dyn Fn(Vec<Span>) + Send + Sync>;
-
-/// How often a node that retires is asked whether it has.
-const RETIRE_POLL: Duration = Duration::from_millis(5);
 
 /// Why a node stopped.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,87 +48,6 @@ const QUESTIONS_MAX: usize = 64;
 struct WalProgress {
     durable: Option<(u64, u64)>,
     no_space: Option<bool>,
-}
-
-/// The way to a running node. Cheap to clone.
-#[derive(Clone)]
-pub struct NodeHandle {
-    node: NodeId,
-    mailbox: Arc<Mailbox>,
-    sinks: Arc<Sinks>,
-    questions: mpsc::Sender<oneshot::Sender<CoreStatus>>,
-    stop: mpsc::Sender<Stop>,
-    known: Arc<KnownPeers>,
-    store: Arc<NodeStore>,
-    pub(super) sources: Sources,
-}
-
-impl NodeHandle {
-    /// The node's id.
-    pub fn node(&self) -> NodeId {
-        self.node
-    }
-
-    /// Registers a gateway in this process: its replies go to `sink`, and the returned function takes
-    /// its requests.
-    pub fn gateway(&self, sink: ReplySink) -> Arc<dyn Fn(Vec<Request>) + Send + Sync> {
-        let token = self.sinks.add(sink.clone());
-        let mailbox = self.mailbox.clone();
-        Arc::new(move |requests| {
-            let inputs = requests.into_iter().map(|request| Input::Request { token, request });
-            let refused = mailbox.push_outside(inputs);
-            let ids = refused.into_iter().filter_map(|input| match input {
-                Input::Request { request, .. } => Some(overloaded(request.id)),
-                _ => None,
-            });
-            let replies: Vec<_> = ids.collect();
-            if !replies.is_empty() {
-                sink(replies);
-            }
-        })
-    }
-
-    /// What the node tells about itself; `None` when it has stopped.
-    pub async fn status(&self) -> Option<CoreStatus> {
-        let (sender, receiver) = oneshot::channel();
-        self.questions.send(sender).await.ok()?;
-        receiver.await.ok()
-    }
-
-    /// Stops the node.
-    pub async fn stop(&self) {
-        // It may have stopped already.
-        drop(self.stop.send(Stop::Asked).await);
-    }
-
-    /// Hands over all leaderships, so that the node can stop without anybody noticing; returns when it leads
-    /// nothing any more, or after `limit`. Whether it was done.
-    pub async fn retire(&self, limit: Duration) -> bool {
-        self.mailbox.push(Input::Retire);
-        let leads = |group: &GroupStatus| group.leader.node == self.node && group.replicas.len() > 1;
-        let handed_over = async {
-            while let Some(status) = self.status().await {
-                if !status.groups.iter().any(leads) {
-                    return;
-                }
-                tokio::time::sleep(RETIRE_POLL).await;
-            }
-        };
-        tokio::time::timeout(limit, handed_over).await.is_ok()
-    }
-
-    /// The services of its peer port, for [`super::serve`].
-    pub fn peer_port(&self) -> PeerPort {
-        PeerPort {
-            peer: PeerService { mailbox: self.mailbox.clone(), known: self.known.clone() },
-            data: DataService { mailbox: self.mailbox.clone(), sinks: self.sinks.clone() },
-        }
-    }
-
-    /// Bytes that the store takes on disk, about.
-    pub fn store_bytes(&self) -> u64 {
-        self.store.inner().inner().size_bytes().unwrap_or(0)
-    }
 }
 
 /// A running node; drive it with [`Node::run`].
@@ -169,6 +84,8 @@ pub struct Node {
     questions: mpsc::Receiver<oneshot::Sender<CoreStatus>>,
     stops: mpsc::Receiver<Stop>,
     stop: mpsc::Sender<Stop>,
+    /// Why, once the cluster has removed this node.
+    removed: watch::Sender<Option<String>>,
     tick: Duration,
     spans: SpanSink,
     _collector: Collector,
@@ -185,6 +102,7 @@ impl Node {
         let mailbox = Arc::new(Mailbox::new(OUTSIDE_MAX));
         let (ask, questions) = mpsc::channel(QUESTIONS_MAX);
         let (stop, stops) = mpsc::channel(STOPS_MAX);
+        let removed = watch::Sender::new(None);
         let wal_progress = Arc::new(Mutex::new(WalProgress::default()));
         let syncs: Arc<Mutex<SyncFigures>> = Arc::default();
         let wal = wal::spawn(log, wal_events(wal_progress.clone(), syncs.clone(), mailbox.clone(), stop.clone()));
@@ -228,6 +146,7 @@ impl Node {
             stop: stop.clone(),
             known: known.clone(),
             store: store.clone(),
+            removed: removed.clone(),
             sources,
         };
         let node = Node {
@@ -255,6 +174,7 @@ impl Node {
             questions,
             stops,
             stop,
+            removed,
             tick: Duration::from_micros(config.core.timing.heartbeat_micros),
             spans: Arc::new(|_| {}),
             _collector: collector,
@@ -301,10 +221,12 @@ impl Node {
             peers.entry(node).or_insert_with(|| {
                 let peer = Peer::new(node, address, self.peer_queue_bytes_max);
                 let (known, stop, dialer) = (self.known.clone(), self.stop.clone(), self.dialer.clone());
-                let running = peer.clone();
+                let (running, removed) = (peer.clone(), self.removed.clone());
                 let task = tokio::spawn(async move {
-                    let reason = peers::run(running, known, dialer).await;
-                    drop(stop.send(Stop::Failed(reason)).await);
+                    match peers::run(running, known, dialer).await {
+                        (Verdict::Leave, reason) => drop(removed.send_replace(Some(reason))),
+                        (_, reason) => drop(stop.send(Stop::Failed(reason)).await),
+                    }
                 });
                 (peer, task.abort_handle())
             });
@@ -319,8 +241,7 @@ impl Node {
         }
         self.met = map.version;
         let address = |node: &NodeInfo| PeerAddress { name: node.name.clone(), address: node.peer_address.clone() };
-        let nodes = map.nodes.iter().filter(|node| !node.peer_address.is_empty());
-        self.known.meet(&nodes.map(|node| (node.id, address(node))).collect());
+        self.known.meet(&map.nodes.iter().map(|node| (node.id, address(node))).collect(), map.newest_node());
         self.reach(self.known.peers());
     }
 

@@ -279,3 +279,43 @@ fn an_odd_gap_is_a_gap() {
     world.settle();
     assert!(world.spread(|load| load.reads) < 350, "{:?}", world.carried(|load| load.reads));
 }
+
+/// Moves from or to a group that has lost its leader never end while it has none: others go on meanwhile.
+#[test]
+fn moves_that_wait_for_a_leader_do_not_keep_others_waiting() {
+    let mut world = World::new(4, &[100, 200, 300, 400, 500, 600, 700, 800], |_| (1, 1));
+    world.policy.moves_max = 2;
+    let (silent, last) = (GroupId(2), GroupId(5));
+    let stuck: Vec<ShardId> =
+        world.state.map.shards.iter().filter(|shard| shard.group == silent).map(|shard| shard.id).collect();
+    assert!(stuck.len() >= 2);
+    for shard in stuck {
+        world.state.apply(MasterCommand::ChangeShards(ShardChange::Move { shard, to: GroupId(3) }));
+    }
+    let empty = shardkv::map::GroupChange::Empty { group: last, emptying: true };
+    world.state.apply(MasterCommand::ChangeGroups(empty));
+    let mut facts = world.facts();
+    facts.led.remove(&silent);
+    let plan = plan(&world.state.map, &facts, world.policy);
+    let from = |step: &Step| match step {
+        Step::Change(ShardChange::Move { shard, .. }) => world.state.map.shard(*shard).map(|shard| shard.group),
+        _ => None,
+    };
+    assert!(plan.steps.iter().any(|step| from(step) == Some(last)), "{plan:?}");
+    assert!(plan.why.iter().any(|why| why.contains("waits for a leader of g2")), "{plan:?}");
+}
+
+/// What is moved is to be as safe as it was before.
+#[test]
+fn groups_with_fewer_replicas_get_nothing_by_themselves() {
+    let mut world = World::new(3, &[100, 200, 300, 400, 500, 600, 700, 800], |n| (if n < 400 { 100 } else { 0 }, 1));
+    let nodes = |count: u64| (1..=count).map(paxos::NodeId).collect::<Vec<_>>();
+    for (group, count) in world.state.map.groups.iter_mut().zip([3, 1, 5]) {
+        group.replicas = nodes(count);
+    }
+    let before = world.state.map.shards.iter().filter(|shard| shard.group == GroupId(3)).count();
+    world.settle();
+    let after = world.state.map.shards.iter().filter(|shard| shard.group == GroupId(3)).count();
+    assert!(after <= before, "{:?}", world.state.map.shards);
+    assert!(world.plan().why.iter().any(|why| why.contains("g3") && why.contains("fewer replicas")));
+}

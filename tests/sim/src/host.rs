@@ -91,6 +91,9 @@ impl World {
     fn note_nodes(&mut self, node: NodeId) {
         let Some(site) = self.sites.get_mut(&node) else { return };
         let Some(map) = site.process.as_ref().map(|process| process.core.map()) else { return };
+        if map.nodes.is_empty() {
+            return;
+        }
         if map.nodes.len() != site.met.len() || map.nodes.iter().zip(&site.met).any(|(info, met)| info.id != *met) {
             site.met = map.nodes.iter().map(|info| info.id).collect();
         }

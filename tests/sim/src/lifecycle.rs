@@ -64,6 +64,7 @@ impl World {
             last_shard: ShardId(0),
             shardmaster: GroupInfo::new(SHARDMASTER_GROUP, self.plan.groups[0].1.clone()),
             last_group: GroupId(0),
+            last_node: NodeId(0),
             groups,
             nodes: self.plan.founders.iter().copied().map(World::node_info).collect(),
         }

@@ -1,0 +1,40 @@
+//! Of the core as a whole.
+
+use super::lead::Proposed;
+use super::stamping::MASTER_PROPOSALS_MAX;
+use super::testing::empty_master;
+use super::{Core, CoreConfig, Input};
+use paxos::{NodeId, Slot, Time};
+use shardkv::MemoryStore;
+use shardkv::map::{SHARDMASTER_GROUP, ShardMap};
+use shardkv::request::{OpError, ReplyBody, Request, RequestBody};
+use shardkv::types::{MoveId, Revision};
+use shardmaster::MasterCommand;
+use std::sync::Arc;
+
+/// A node comes to hold a replica of the shardmaster, which is empty: it must not forget the map that it goes by.
+#[test]
+fn a_replica_of_the_shardmaster_that_is_opened_takes_no_map_away() {
+    let mut core: Core<MemoryStore> = Core::new(CoreConfig::among(&[1, 2, 3]), Vec::new(), Time(0));
+    core.map = Arc::new(ShardMap { version: 7, ..ShardMap::default() });
+    core.comings.opening.insert(SHARDMASTER_GROUP);
+    core.open(empty_master());
+    assert_eq!(core.map.version, 7);
+}
+
+/// Nobody fills the shardmaster's log, or its leader's memory, faster than it is decided.
+#[test]
+fn commands_of_the_shardmaster_under_way_are_bounded() {
+    let mut core = Core::new(CoreConfig::among(&[1, 2, 3]), vec![empty_master()], Time(0));
+    core.leads(SHARDMASTER_GROUP);
+    let lead = core.ready_lead(SHARDMASTER_GROUP).expect("it leads");
+    let under_way = || Proposed { slot: Slot(1), since: Time(0), waiters: Vec::new(), traces: Vec::new() };
+    lead.proposed.extend(std::iter::repeat_with(under_way).take(MASTER_PROPOSALS_MAX));
+    let (id, known, body) = (7, Revision(0), RequestBody::RemoveNode { node: NodeId(9) });
+    let request = Request { id, group: SHARDMASTER_GROUP, known, patience_micros: 0, trace: None, body };
+    core.input(Time(1), Input::Request { token: 1, request });
+    core.note_master(Time(1), &MasterCommand::Arrived { mv: MoveId(1) });
+    let refused = core.out.replies.iter().map(|(_, reply)| &reply.body).collect::<Vec<_>>();
+    assert_eq!(refused, [&ReplyBody::Failed(OpError::Overloaded)]);
+    assert_eq!(core.ready_lead(SHARDMASTER_GROUP).map(|lead| lead.proposed.len()), Ok(MASTER_PROPOSALS_MAX));
+}
