@@ -41,6 +41,7 @@ impl Failure {
     pub fn exit_code(&self) -> u8 {
         match self {
             Failure::Config(error) if !error.is_environmental() => 2,
+            Failure::Client(error) if error.is_usage() => 2,
             Failure::Usage(_) => 2,
             Failure::Config(_)
             | Failure::Identity(_)

@@ -286,10 +286,61 @@ fn splits_and_merges_of_shards() {
         (&["shards", "split", "9"][..], "s9 is no shard of the map"),
         (&["shards", "split", "2", "--at", "m", "--wait", "300ms"], "change 9 is not done after 300ms; it goes on"),
         (&["shards", "merge", "7", "2"], "s7 is no shard of the map"),
-        (&["shards", "split", "2", "--at", ""], "a value is required for '--at <KEY>'"),
+        (&["shards", "split", "2", "--at", ""], "--at: no shard can be cut at the empty key"),
     ] {
         let answer = ask(at, words);
         assert!(answer.code != 0 && answer.err.contains(told), "{words:?}: {}", answer.err);
+    }
+}
+
+#[test]
+fn changes_answer_programs_with_one_document() {
+    let fake = Fake::start(Mood::Good);
+    let at = fake.address();
+    for (words, key, value) in [
+        (&["groups", "create", "--node", "n1"][..], "members", serde_json::json!([1, 2])),
+        (&["groups", "empty", "1"], "shards", 0.into()),
+        (&["groups", "empty", "1", "--no-wait"], "emptying", true.into()),
+        (&["groups", "empty", "1", "--undo"], "emptying", false.into()),
+        (&["groups", "cancel", "1"], "next", serde_json::json!([])),
+        (&["nodes", "drain", "n1", "--no-wait"], "groups", serde_json::json!([1])),
+        (&["nodes", "drain", "1", "--undo"], "draining", false.into()),
+        (&["shards", "move", "2", "3", "--no-wait"], "move", 7.into()),
+        (&["shards", "split", "2"], "at", "m\0".into()),
+        (&["shards", "split", "2", "--at", r"m\x01", "--no-wait"], "at", "m\u{1}".into()),
+        (&["shards", "merge", "1", "2"], "merged", 2.into()),
+        (&["balance", "pause"], "paused", true.into()),
+        (&["balance", "resume"], "paused", false.into()),
+        (&["balance", "pin", r"/jobs\xff", "3"], "prefix", serde_json::json!({ "hex": "2f6a6f6273ff" })),
+    ] {
+        let document = json(at, words);
+        assert_eq!(document[key], value, "{words:?}: {document}");
+    }
+    let quiet = ask(at, &["groups", "create", "--node", "n1", "-o", "json"]);
+    assert_eq!(quiet.err, "", "programs know what they do");
+    let noted = ask(at, &["groups", "create", "--node", "n1"]);
+    assert!(noted.err.contains("note: a group of 2 replicas survives no more failures than one of 1"), "{}", noted.err);
+    assert!(ok(at, &["groups", "cancel", "1"]).contains("nothing is to be done"));
+}
+
+#[test]
+fn what_must_be_written_differently_is_exit_code_2() {
+    let fake = Fake::start(Mood::Good);
+    for (words, code, told) in [
+        (&["groups", "create", "--node", "n1", "--node", "1"][..], 2, "n1 is named twice"),
+        (&["groups", "replace", "1", "n1", "n1"], 2, "cannot take its own place"),
+        (&["groups", "add", "1", "n9"], 2, "there is no node n9"),
+        (&["groups", "cancel", "9"], 2, "there is no group 9"),
+        (&["shards", "cancel", "0"], 2, "there was no move 0"),
+        (&["shards", "split", "99"], 2, "s99 is no shard of the map"),
+        (&["shards", "split", "2", "--at", r"a\n"], 2, "a backslash starts"),
+        (&["balance", "pin", r"/a\", "3"], 2, "a backslash starts"),
+        (&["nodes", "remove", "n1"], 2, "drain it first (InvalidArgument)"),
+        (&["nodes", "drain", "n1", "--wait", "300ms"], 1, "(group 1: no other node can take it"),
+    ] {
+        let answer = ask(fake.address(), words);
+        assert!(complaint(&answer).contains(told), "{words:?}: {}", answer.err);
+        assert_eq!(answer.code, code, "{words:?}");
     }
 }
 
@@ -310,6 +361,7 @@ fn bad_configuration_is_one_line_and_exit_code_2() {
     assert!(complaint(&answer).contains("/nowhere.toml"));
     let answer = run(&["kv", "get", "a", "--endpoints", "localhost"], "");
     assert!(complaint(&answer).contains("--endpoints: `localhost` has no port"), "{}", answer.err);
+    assert_eq!(answer.code, 2);
 }
 
 #[test]
@@ -357,6 +409,7 @@ fn every_command_has_help_with_an_example() {
         &["groups", "add"],
         &["groups", "remove"],
         &["groups", "replace"],
+        &["groups", "cancel"],
         &["nodes", "list"],
         &["nodes", "drain"],
         &["nodes", "remove"],

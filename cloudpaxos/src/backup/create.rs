@@ -129,7 +129,9 @@ async fn range(client: &Client, request: RangeRequest) -> Result<RangeResponse, 
             ClientError::Refused { status, .. } => {
                 matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled)
             }
-            ClientError::BadEndpoint(_) | ClientError::UnknownOutcome { .. } => false,
+            ClientError::BadEndpoint(_) | ClientError::UnknownOutcome { .. } | ClientError::UnknownChange { .. } => {
+                false
+            }
         };
         if !passes || began.elapsed() > PATIENCE {
             return Err(error);

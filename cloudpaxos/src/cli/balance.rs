@@ -1,10 +1,13 @@
 //! `cloudpaxos balance`: what the balancer does by itself, and what operators want of it.
 
 use super::ClientOptions;
+use super::client::Client;
+use super::groups::status;
 use super::output::{self, Format};
 use crate::failure::Failure;
+use bytes::Bytes;
 use clap::{Args, Subcommand};
-use proto::admin::{BalanceExplainRequest, PauseBalanceRequest, PinPrefixRequest};
+use proto::admin::{BalanceExplainRequest, PauseBalanceRequest, PinPrefixRequest, StatusResponse};
 use serde_json::json;
 
 /// The commands about balancing.
@@ -43,7 +46,7 @@ Example:
 /// A prefix and a group.
 #[derive(Args, Clone, Debug)]
 pub struct PinOptions {
-    /// What the keys begin with.
+    /// What the keys begin with, as `cloudpaxos shards list` shows keys: \xHH is a byte, \\ a backslash.
     #[arg(value_name = "PREFIX")]
     prefix: String,
     /// The group's number.
@@ -56,7 +59,7 @@ pub struct PinOptions {
 /// A prefix.
 #[derive(Args, Clone, Debug)]
 pub struct UnpinOptions {
-    /// What the keys begin with.
+    /// What the keys begin with, as `cloudpaxos shards list` shows keys: \xHH is a byte, \\ a backslash.
     #[arg(value_name = "PREFIX")]
     prefix: String,
     #[command(flatten)]
@@ -68,39 +71,57 @@ pub(super) async fn run(command: BalanceCommand) -> Result<(), Failure> {
     match command {
         BalanceCommand::Explain(options) => explain(options).await,
         BalanceCommand::Pause(options) => {
-            pause(&options, true).await?;
-            output::line("the balancer does nothing until `cloudpaxos balance resume`; what is under way goes on")
+            let until = "`cloudpaxos balance resume`; what is under way goes on";
+            pause(&options, true, &format!("the balancer does nothing until {until}")).await
         }
-        BalanceCommand::Resume(options) => {
-            pause(&options, false).await?;
-            output::line("the balancer goes on")
-        }
-        BalanceCommand::Pin(options) => {
-            pin(&options.client, &options.prefix, options.group).await?;
-            let (prefix, group) = (options.prefix, options.group);
-            output::line(format!("{prefix}* is pinned to group {group}: its shards will be split and moved for that"))
-        }
+        BalanceCommand::Resume(options) => pause(&options, false, "the balancer goes on").await,
+        BalanceCommand::Pin(options) => pin(options).await,
         BalanceCommand::Unpin(options) => {
-            pin(&options.client, &options.prefix, 0).await?;
-            output::line(format!("{}* is not pinned any more", options.prefix))
+            let prefix = output::written("PREFIX", &options.prefix)?;
+            wish(&options.client.client()?, &prefix, 0).await?;
+            let document = json!({ "prefix": output::value(&prefix), "group": null });
+            let sentence = format!("{}* is not pinned any more", output::shown(&prefix));
+            output::outcome(options.client.format(), &document, sentence)
         }
     }
 }
 
-async fn pause(options: &ClientOptions, paused: bool) -> Result<(), Failure> {
-    options.client()?.admin(async |admin| admin.pause_balance(PauseBalanceRequest { paused }).await).await?;
-    Ok(())
+async fn pause(options: &ClientOptions, paused: bool, sentence: &str) -> Result<(), Failure> {
+    options.client()?.change(async |admin| admin.pause_balance(PauseBalanceRequest { paused }).await).await?;
+    output::outcome(options.format(), &json!({ "paused": paused }), sentence)
 }
 
-async fn pin(options: &ClientOptions, prefix: &str, group: u64) -> Result<(), Failure> {
-    let request = PinPrefixRequest { prefix: prefix.to_owned().into_bytes().into(), group };
-    options.client()?.admin(async |admin| admin.pin_prefix(request.clone()).await).await?;
+async fn pin(options: PinOptions) -> Result<(), Failure> {
+    let (client, group) = (options.client.client()?, options.group);
+    let prefix = output::written("PREFIX", &options.prefix)?;
+    takes_shards(&status(&client).await?, group)?;
+    wish(&client, &prefix, group).await?;
+    let document = json!({ "prefix": output::value(&prefix), "group": group });
+    let shown = output::shown(&prefix);
+    let sentence = format!("{shown}* is pinned to group {group}: its shards will be split and moved for that");
+    output::outcome(options.client.format(), &document, sentence)
+}
+
+/// Whether a group may be given shards; one that is unknown here is the shardmaster's to judge.
+fn takes_shards(status: &StatusResponse, group: u64) -> Result<(), Failure> {
+    match status.groups.iter().any(|known| known.id == group && known.emptying) {
+        true => Err(Failure::Usage(format!(
+            "group {group} is being emptied and gets no shards: choose another one, or undo that with `cloudpaxos \
+             groups empty {group} --undo`"
+        ))),
+        false => Ok(()),
+    }
+}
+
+async fn wish(client: &Client, prefix: &Bytes, group: u64) -> Result<(), Failure> {
+    let request = PinPrefixRequest { prefix: prefix.clone(), group };
+    client.change(async |admin| admin.pin_prefix(request.clone()).await).await?;
     Ok(())
 }
 
 async fn explain(options: ClientOptions) -> Result<(), Failure> {
     let answer = options.client()?.admin(async |admin| admin.balance_explain(BalanceExplainRequest {}).await).await?;
-    if matches!(options.output.output, Format::Json) {
+    if matches!(options.format(), Format::Json) {
         let pins = answer.pins.iter().map(|pin| json!({ "prefix": output::value(&pin.prefix), "group": pin.group }));
         let pins: Vec<_> = pins.collect();
         return output::json(&json!({ "paused": answer.paused, "pins": pins, "why": answer.why }));
@@ -112,4 +133,20 @@ async fn explain(options: ClientOptions) -> Result<(), Failure> {
         return output::line("nobody who answers leads the shardmaster: see `cloudpaxos status`");
     }
     answer.why.iter().try_for_each(output::line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::admin::Group;
+
+    #[test]
+    fn nothing_is_pinned_to_a_group_that_is_being_emptied() {
+        let group = |id, emptying| Group { id, emptying, ..Group::default() };
+        let status = StatusResponse { groups: vec![group(2, false), group(3, true)], ..StatusResponse::default() };
+        assert!(takes_shards(&status, 2).is_ok() && takes_shards(&status, 9).is_ok());
+        let refused = takes_shards(&status, 3).expect_err("it gives its shards away");
+        assert_eq!(refused.exit_code(), 2);
+        assert!(refused.to_string().starts_with("group 3 is being emptied"), "{refused}");
+    }
 }

@@ -1,7 +1,8 @@
 //! A client of the etcd v3 and admin APIs that goes on to the next endpoint where that is safe.
 //!
 //! A read may be asked again anywhere. A write may be sent again only if it never left: when no
-//! connection came about. After that its outcome is unknown, and saying so is the honest answer.
+//! connection came about. After that its outcome is unknown, and saying so is the honest answer. An operator's
+//! change may be asked for again, for it says what is wanted; but whether it is logged may be unknown, too.
 
 use super::AccessOptions;
 use crate::config::Address;
@@ -54,6 +55,17 @@ pub enum ClientError {
         /// What came instead of an answer.
         why: String,
     },
+    /// A change was asked for, and nobody can say whether it is logged.
+    #[error(
+        "nobody who leads the shardmaster answered in time: the change may or may not be carried out; see `cloudpaxos \
+         status` ({endpoint}: {why})"
+    )]
+    UnknownChange {
+        /// Who was asked.
+        endpoint: String,
+        /// What came instead of an answer.
+        why: String,
+    },
     /// Time is up.
     #[error("no answer within {} ({why}); give more time with --timeout", humantime::format_duration(*timeout))]
     TimedOut {
@@ -64,6 +76,20 @@ pub enum ClientError {
     },
 }
 
+impl ClientError {
+    /// Whether the command must be written differently; otherwise the world must change.
+    pub fn is_usage(&self) -> bool {
+        match self {
+            ClientError::BadEndpoint(_) => true,
+            ClientError::Refused { status, .. } => status.code() == Code::InvalidArgument,
+            ClientError::Unreachable(_)
+            | ClientError::UnknownOutcome { .. }
+            | ClientError::UnknownChange { .. }
+            | ClientError::TimedOut { .. } => false,
+        }
+    }
+}
+
 /// Whether a request may be sent twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -71,6 +97,8 @@ pub enum Kind {
     Read,
     /// Changes something, once.
     Write,
+    /// Says what an operator wants; said twice, it is the same.
+    Change,
 }
 
 /// A connection whose requests carry the token, if there is one.
@@ -155,12 +183,28 @@ impl Client {
         .await
     }
 
-    /// Asks the admin service.
+    /// Asks the admin service for what is.
     pub async fn admin<T>(
         &self,
         call: impl AsyncFn(&mut AdminClient<Access>) -> Result<tonic::Response<T>, Status>,
     ) -> Result<T, ClientError> {
-        self.ask(Kind::Read, async |channel| {
+        self.admin_as(Kind::Read, call).await
+    }
+
+    /// Asks the admin service for a change.
+    pub async fn change<T>(
+        &self,
+        call: impl AsyncFn(&mut AdminClient<Access>) -> Result<tonic::Response<T>, Status>,
+    ) -> Result<T, ClientError> {
+        self.admin_as(Kind::Change, call).await
+    }
+
+    async fn admin_as<T>(
+        &self,
+        kind: Kind,
+        call: impl AsyncFn(&mut AdminClient<Access>) -> Result<tonic::Response<T>, Status>,
+    ) -> Result<T, ClientError> {
+        self.ask(kind, async |channel| {
             let mut client = AdminClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
             call(&mut client).await
         })
@@ -183,7 +227,7 @@ impl Client {
                     troubles.push(format!("{address}: {}", explain(&error).unwrap_or_else(|| dial::cause(&error))));
                     continue;
                 }
-                Err(_) => return Err(timed_out(format!("connecting to {address}"))),
+                Err(_) => return Err(refused.unwrap_or_else(|| timed_out(format!("connecting to {address}")))),
             };
             // So that the server does not give up earlier. A little more than we wait, for the library applies it,
             // too, and its words say less than ours.
@@ -197,6 +241,10 @@ impl Client {
                     let why = format!("no answer within {}", humantime::format_duration(self.timeout));
                     return Err(ClientError::UnknownOutcome { endpoint: address.clone(), why });
                 }
+                Err(_) if kind == Kind::Change => {
+                    let why = format!("no answer within {}", humantime::format_duration(self.timeout));
+                    return Err(ClientError::UnknownChange { endpoint: address.clone(), why });
+                }
                 Err(_) => return Err(timed_out(format!("waiting for {address}"))),
             };
             if never_heard(&status) {
@@ -205,18 +253,29 @@ impl Client {
             }
             match (kind, status.code()) {
                 // A connection that broke in the middle shows as one of the others.
-                (Kind::Read, Code::Unavailable | Code::Cancelled | Code::Unknown | Code::Internal) => {
+                (Kind::Read | Kind::Change, Code::Unavailable | Code::Cancelled | Code::Unknown | Code::Internal) => {
                     troubles.push(format!("{address}: {}", message(&status)));
-                    refused = Some(ClientError::Refused { endpoint: address.clone(), status: Box::new(status) });
+                    refused = Some(refusal(kind, address, status));
                 }
                 (Kind::Write, Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded | Code::Unknown) => {
                     let why = format!("{}, {:?}", message(&status), status.code());
                     return Err(ClientError::UnknownOutcome { endpoint: address.clone(), why });
                 }
-                _ => return Err(ClientError::Refused { endpoint: address.clone(), status: Box::new(status) }),
+                _ => return Err(refusal(kind, address, status)),
             }
         }
         Err(refused.unwrap_or_else(|| ClientError::Unreachable(troubles.join("; "))))
+    }
+}
+
+/// What an answer means that is none. A change for which the shardmaster has nobody to answer may be logged later.
+fn refusal(kind: Kind, endpoint: &str, status: Status) -> ClientError {
+    let endpoint = endpoint.to_owned();
+    match (kind, status.code()) {
+        (Kind::Change, Code::Unavailable | Code::DeadlineExceeded) => {
+            ClientError::UnknownChange { endpoint, why: format!("{}, {:?}", message(&status), status.code()) }
+        }
+        _ => ClientError::Refused { endpoint, status: Box::new(status) },
     }
 }
 
@@ -267,5 +326,30 @@ fn message(status: &Status) -> String {
     match is_tls_alert(&text) {
         true => "it does not speak plain text; if it speaks TLS, give its CA by --cacert".to_owned(),
         false => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_that_nobody_confirms_may_be_logged() {
+        let late = refusal(Kind::Change, "a:1", Status::unavailable("request timed out"));
+        let text = late.to_string();
+        assert!(
+            text.contains("may or may not be carried out") && text.contains("(a:1: request timed out, Unavailable)")
+        );
+        assert!(!late.is_usage());
+        let read = refusal(Kind::Read, "a:1", Status::unavailable("request timed out"));
+        assert_eq!(read.to_string(), "a:1 refused: request timed out (Unavailable)");
+    }
+
+    #[test]
+    fn what_the_server_calls_an_invalid_argument_must_be_written_differently() {
+        let refused = |status| refusal(Kind::Change, "a:1", status).is_usage();
+        assert!(refused(Status::invalid_argument("s9 is no shard of the map")));
+        assert!(!refused(Status::failed_precondition("s9 holds too few keys to be split")));
+        assert!(ClientError::BadEndpoint("`x` has no port".to_owned()).is_usage());
     }
 }

@@ -1,19 +1,26 @@
 //! `cloudpaxos status` and `cloudpaxos shards list`: the admin service, for people and programs.
 
 use super::ClientOptions;
+use super::groups::name_of;
 use super::output::{self, Format};
 use crate::failure::Failure;
 use bytes::Bytes;
 use proto::admin::{
-    Ballot, Group, Node, Replica, ReplicaState, Role, Shard, ShardsListRequest, StatusRequest, StatusResponse,
+    Ballot, Group, Node, Replica, ReplicaReport, ReplicaState, Role, Shard, ShardsListRequest, StatusRequest,
+    StatusResponse,
 };
 use serde_json::{Value, json};
 use std::time::Duration;
 
+/// A replica that catches up, or cannot prove its log, is worth a word from so many slots on.
+const CATCHING_UP_SLOTS_MAX: u64 = 1_000;
+/// And any other one from so many.
+const LAG_SLOTS_MAX: u64 = 10_000;
+
 /// `cloudpaxos status`.
 pub(super) async fn status(options: ClientOptions) -> Result<(), Failure> {
     let answer = options.client()?.admin(async |admin| admin.status(StatusRequest {}).await).await?;
-    match options.output.output {
+    match options.format() {
         Format::Json => output::json(&status_json(&answer)),
         Format::Table => status_tables(&answer),
     }
@@ -22,7 +29,7 @@ pub(super) async fn status(options: ClientOptions) -> Result<(), Failure> {
 /// `cloudpaxos shards list`.
 pub(super) async fn shards(options: ClientOptions) -> Result<(), Failure> {
     let answer = options.client()?.admin(async |admin| admin.shards_list(ShardsListRequest {}).await).await?;
-    match options.output.output {
+    match options.format() {
         Format::Json => output::json(&json!({
             "cluster_id": format!("{:016x}", answer.cluster_id),
             "map_version": answer.map_version,
@@ -70,8 +77,23 @@ fn trouble(answer: &StatusResponse) -> Option<String> {
     let silent = silent.map(|node| format!("node {} ({}) does not answer: {}", node.id, node.name, node.error));
     let orphaned = answer.groups.iter().filter(|group| group.leader == 0);
     let orphaned = orphaned.map(|group| format!("group {} has no leader among the nodes that answer", group.id));
-    let troubles: Vec<String> = silent.chain(orphaned).collect();
+    let replicas = answer.groups.iter().flat_map(|group| group.replicas.iter().map(move |replica| (group, replica)));
+    let behind = replicas.filter(|(_, replica)| lags(replica)).map(|(group, replica)| {
+        let name = name_of(answer, replica.node);
+        format!("group {}: the replica on {name} is {} entries behind", group.id, replica.lag_slots)
+    });
+    let troubles: Vec<String> = silent.chain(orphaned).chain(behind).collect();
     (!troubles.is_empty()).then(|| troubles.join("; "))
+}
+
+/// Whether a replica is so far behind that its group has one to spare less. One that follows is soon there again.
+fn lags(replica: &Replica) -> bool {
+    let state = replica.report.as_ref().map_or(ReplicaState::Unspecified, ReplicaReport::state);
+    let slots_max = match state {
+        ReplicaState::CatchingUp | ReplicaState::Suspect => CATCHING_UP_SLOTS_MAX,
+        ReplicaState::Unspecified | ReplicaState::Leader | ReplicaState::Follower => LAG_SLOTS_MAX,
+    };
+    replica.alive && replica.lag_slots > slots_max
 }
 
 fn node_row(node: &Node) -> Vec<String> {
@@ -214,5 +236,29 @@ fn state_word(state: ReplicaState) -> &'static str {
         ReplicaState::Follower => "follower",
         ReplicaState::CatchingUp => "catching up",
         ReplicaState::Suspect => "suspect",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replicas_that_lag_are_worth_attention() {
+        let group = |state: ReplicaState, lag_slots| {
+            let report = Some(ReplicaReport { state: state.into(), ..ReplicaReport::default() });
+            let replicas = vec![Replica { node: 2, alive: true, report, lag_slots }];
+            Group { id: 3, leader: 1, replicas, ..Group::default() }
+        };
+        let told = |state, lag_slots| {
+            let nodes = vec![Node { id: 2, name: "n2".to_owned(), alive: true, ..Node::default() }];
+            trouble(&StatusResponse { nodes, groups: vec![group(state, lag_slots)], ..StatusResponse::default() })
+        };
+        let text = "group 3: the replica on n2 is 1001 entries behind";
+        assert_eq!(told(ReplicaState::CatchingUp, 1001).as_deref(), Some(text));
+        assert_eq!(told(ReplicaState::Suspect, 1001).as_deref(), Some(text));
+        assert_eq!(told(ReplicaState::CatchingUp, 1000), None);
+        assert_eq!(told(ReplicaState::Follower, 1001), None);
+        assert!(told(ReplicaState::Follower, 10_001).is_some());
     }
 }

@@ -13,6 +13,7 @@ mod output;
 mod shards;
 mod top;
 mod txn;
+mod wait;
 
 use crate::config::{DevConfig, DevOptions, StartConfig, StartOptions, unknown_variables};
 use crate::failure::Failure;
@@ -225,6 +226,10 @@ pub struct AccessOptions {
 impl ClientOptions {
     fn client(&self) -> Result<Client, Failure> {
         Client::new(&self.endpoints, self.timeout, &self.access)
+    }
+
+    fn format(&self) -> Format {
+        self.output.output
     }
 }
 

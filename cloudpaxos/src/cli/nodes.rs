@@ -1,14 +1,17 @@
 //! `cloudpaxos nodes`: who is there, and how a node leaves for good.
 
-use super::groups::{ChangeOptions, LOOK, node_of, status};
+use super::ClientOptions;
+use super::groups::{name_of, node_of, status};
 use super::output::{self, Format};
-use super::{ClientOptions, client::Client};
+use super::wait::{ChangeOptions, SETTLED, Seen, Wish, spinner, until};
 use crate::failure::Failure;
 use clap::{Args, Subcommand};
-use indicatif::{ProgressBar, ProgressStyle};
-use proto::admin::{DrainNodeRequest, Node, RemoveNodeRequest, StatusResponse};
+use proto::admin::{DrainNodeRequest, Group, Node, RemoveNodeRequest, Role, StatusResponse};
 use serde_json::{Value, json};
-use std::time::Instant;
+use std::time::Duration;
+
+/// The group of the shardmaster's replicas.
+const SHARDMASTER: u64 = 1;
 
 /// The commands about nodes.
 #[derive(Subcommand, Debug)]
@@ -64,9 +67,12 @@ pub(super) async fn run(command: NodesCommand) -> Result<(), Failure> {
         NodesCommand::Drain(options) => drain(options).await,
         NodesCommand::Remove(options) => {
             let client = options.client.client()?;
-            let node = node_of(&status(&client).await?, &options.node)?;
-            client.admin(async |admin| admin.remove_node(RemoveNodeRequest { node }).await).await?;
-            output::line(format!("{} is no node of the cluster any more", options.node))
+            let before = status(&client).await?;
+            let node = node_of(&before, &options.node)?;
+            client.change(async |admin| admin.remove_node(RemoveNodeRequest { node }).await).await?;
+            let name = name_of(&before, node);
+            let document = json!({ "node": node, "name": name, "removed": true });
+            output::outcome(options.client.format(), &document, format!("{name} is no node of the cluster any more"))
         }
     }
 }
@@ -85,7 +91,7 @@ async fn list(options: ClientOptions) -> Result<(), Failure> {
         (false, false) => "silent",
         (false, true) => "silent, draining",
     };
-    match options.output.output {
+    match options.format() {
         Format::Json => {
             let one = |node: &Node| -> Value {
                 json!({
@@ -115,46 +121,163 @@ async fn list(options: ClientOptions) -> Result<(), Failure> {
 }
 
 async fn drain(options: DrainOptions) -> Result<(), Failure> {
-    let client = options.change.client.client()?;
-    let node = node_of(&status(&client).await?, &options.node)?;
+    let (client, format) = (options.change.client.client()?, options.change.format());
+    let before = status(&client).await?;
+    let node = node_of(&before, &options.node)?;
+    let name = name_of(&before, node);
     let request = DrainNodeRequest { node, drain: !options.undo };
-    client.admin(async |admin| admin.drain_node(request).await).await?;
-    let name = &options.node;
+    client.change(async |admin| admin.drain_node(request).await).await?;
+    let document = |groups: &[u64]| json!({ "node": node, "name": name, "draining": !options.undo, "groups": groups });
     if options.undo {
-        return output::line(format!("{name} may hold replicas again"));
+        let sentence = format!("{name} may hold replicas again");
+        return output::outcome(format, &document(&groups_on(&before, node)), sentence);
     }
     if options.change.no_wait {
-        return output::line(format!("{name} will be emptied"));
+        return output::outcome(format, &document(&groups_on(&before, node)), format!("{name} will be emptied"));
     }
-    wait(&client, node, name, &options.change).await
+    let what = format!("{name} still holds replicas");
+    let hint = "the draining goes on. Where no other node can take a replica, it stays: see `cloudpaxos nodes list`, \
+                and add a node with `cloudpaxos start --join`";
+    let mut leaving = Leaving { node, wish: Wish::new(before.map_version), stuck_since: None };
+    let look = async |elapsed| match status(&client).await {
+        Ok(answer) => leaving.judge(elapsed, &answer),
+        Err(_) => Ok(Seen::Nothing),
+    };
+    until(options.change.wait, spinner(), (&what, hint), look).await?;
+    output::outcome(format, &document(&[]), format!("{name} holds no replicas any more"))
 }
 
-async fn wait(client: &Client, node: u64, name: &str, options: &ChangeOptions) -> Result<(), Failure> {
-    let began = Instant::now();
-    let bar = ProgressBar::new_spinner();
-    if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed} {msg}") {
-        bar.set_style(style);
+/// A node that is being emptied, as it has been seen.
+struct Leaving {
+    node: u64,
+    wish: Wish,
+    /// Since when there has been a replica that nobody can take.
+    stuck_since: Option<Duration>,
+}
+
+impl Leaving {
+    /// How empty the node is; it fails where that goes no further, or is not wanted any more.
+    fn judge(&mut self, elapsed: Duration, answer: &StatusResponse) -> Result<Seen<()>, Failure> {
+        let node = self.node;
+        let left = groups_on(answer, node);
+        let draining = answer.nodes.iter().any(|known| known.id == node && known.draining);
+        let gone = self.wish.is_gone(elapsed, answer.map_version, draining);
+        if left.is_empty() {
+            return Ok(Seen::Done(()));
+        }
+        let name = name_of(answer, node);
+        if gone {
+            return Err(Failure::Run(format!("{name} is not being drained any more: somebody has undone it")));
+        }
+        let groups = answer.groups.iter().filter(|group| left.contains(&group.id));
+        let hold_ups: Vec<HoldUp> = groups.map(|group| hold_up(answer, group, node)).collect();
+        let texts: Vec<&str> = hold_ups.iter().map(|hold_up| hold_up.text.as_str()).collect();
+        let text = texts.join("; ");
+        // A node that restarts is silent for a moment, and what is asked for shows a moment later.
+        let stuck = hold_ups.iter().any(|hold_up| hold_up.stuck);
+        self.stuck_since = if stuck { self.stuck_since.or(Some(elapsed)) } else { None };
+        match self.stuck_since {
+            Some(since) if elapsed.saturating_sub(since) >= SETTLED => Err(Failure::Run(format!(
+                "{name} still holds replicas: {text}. It stays to be drained: add a node with `cloudpaxos start \
+                 --join`, or call it off with `cloudpaxos nodes drain {name} --undo`"
+            ))),
+            _ => Ok(Seen::Waits(text)),
+        }
     }
-    loop {
-        // A gateway that restarts meanwhile is no reason to give up.
-        if let Ok(answer) = status(client).await {
-            let left = groups_on(&answer, node);
-            if left.is_empty() {
-                bar.finish_and_clear();
-                return output::line(format!("{name} holds no replicas any more"));
-            }
-            let left: Vec<String> = left.iter().map(u64::to_string).collect();
-            bar.set_message(format!("{name} still holds replicas of the groups {}", left.join(", ")));
-        }
-        bar.tick();
-        if began.elapsed() > options.wait {
-            bar.finish_and_clear();
-            return Err(Failure::Run(format!(
-                "{name} still holds replicas after {}; the draining goes on. Where no other node can take a replica, it \
-                 stays: see `cloudpaxos nodes list`, and add a node with `cloudpaxos start --join`",
-                humantime::format_duration(options.wait)
-            )));
-        }
-        tokio::time::sleep(LOOK).await;
+}
+
+/// What keeps a group on a node that is to leave.
+#[derive(Debug, PartialEq)]
+struct HoldUp {
+    text: String,
+    /// Nothing is under way, and nothing will be before another node comes.
+    stuck: bool,
+}
+
+fn hold_up(status: &StatusResponse, group: &Group, node: u64) -> HoldUp {
+    let newcomers = group.next.iter().filter(|next| !group.members.contains(next));
+    let newcomers: Vec<String> = newcomers.map(|newcomer| newcomer_text(status, *newcomer)).collect();
+    let (why, stuck) = if group.next.contains(&node) {
+        ("another change of its members comes first".to_owned(), false)
+    } else if !newcomers.is_empty() {
+        let verb = if newcomers.len() == 1 { "comes" } else { "come" };
+        (format!("{} {verb} in its place", newcomers.join(", ")), false)
+    } else if !group.next.is_empty() {
+        ("it is about to leave".to_owned(), false)
+    } else if status.nodes.iter().any(|other| can_take(other, group)) {
+        ("it waits for its turn".to_owned(), false)
+    } else {
+        let why = "no other node can take it: all others are silent, draining, of other roles, or hold one already";
+        (why.to_owned(), true)
+    };
+    HoldUp { text: format!("group {}: {why}", group.id), stuck }
+}
+
+fn newcomer_text(status: &StatusResponse, id: u64) -> String {
+    let alive = status.nodes.iter().any(|node| node.id == id && node.alive);
+    let silent = if alive { "" } else { " (silent)" };
+    format!("{}{silent}", name_of(status, id))
+}
+
+/// Whether a node can take a replica of a group; of a silent one nothing is known.
+fn can_take(node: &Node, group: &Group) -> bool {
+    let role = if group.id == SHARDMASTER { Role::Shardmaster } else { Role::Shardkv };
+    node.alive && !node.draining && !group.members.contains(&node.id) && node.roles().any(|known| known == role)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(id: u64, alive: bool, draining: bool) -> Node {
+        let roles = vec![Role::Shardkv.into()];
+        Node { id, name: format!("n{id}"), alive, draining, roles, ..Node::default() }
+    }
+
+    /// n1 is being drained, n4 silent; group 2 has replicas on n1, n2 and n3.
+    fn answer(map_version: u64, next: &[u64]) -> StatusResponse {
+        let group = Group { id: 2, members: vec![1, 2, 3], next: next.to_vec(), ..Group::default() };
+        let nodes = vec![node(1, true, true), node(2, true, false), node(3, true, false), node(4, false, false)];
+        StatusResponse { map_version, nodes, groups: vec![group], ..StatusResponse::default() }
+    }
+
+    fn held_up(answer: &StatusResponse) -> (String, bool) {
+        let HoldUp { text, stuck } = hold_up(answer, &answer.groups[0], 1);
+        (text, stuck)
+    }
+
+    #[test]
+    fn each_group_says_what_it_waits_for() {
+        assert_eq!(held_up(&answer(8, &[2, 3, 4])), ("group 2: n4 (silent) comes in its place".to_owned(), false));
+        let (text, stuck) = held_up(&answer(8, &[]));
+        assert!(stuck && text.starts_with("group 2: no other node can take it: all others are silent"), "{text}");
+        let mut joined = answer(8, &[]);
+        joined.nodes.push(node(5, true, false));
+        assert_eq!(held_up(&joined), ("group 2: it waits for its turn".to_owned(), false));
+        joined.groups[0].id = SHARDMASTER;
+        assert!(held_up(&joined).1, "n5 holds no metadata");
+        assert!(!held_up(&answer(8, &[1, 2, 3, 4])).1, "something is under way");
+    }
+
+    #[test]
+    fn nobody_waits_for_what_cannot_be_or_is_not_wanted() {
+        let second = Duration::from_secs(1);
+        let leaving = || Leaving { node: 1, wish: Wish::new(7), stuck_since: None };
+        let mut stuck = leaving();
+        assert!(stuck.judge(second, &answer(8, &[])).is_ok());
+        assert!(stuck.judge(2 * second, &answer(9, &[2, 3, 4])).is_ok(), "something is under way");
+        assert!(stuck.judge(3 * second, &answer(10, &[])).is_ok());
+        assert!(stuck.judge(5 * second, &answer(10, &[])).is_ok());
+        let error = stuck.judge(6 * second, &answer(10, &[])).expect_err("nobody comes").to_string();
+        assert!(error.starts_with("n1 still holds replicas: group 2: no other node can take it"), "{error}");
+
+        let mut undone = leaving();
+        assert!(undone.judge(second, &answer(8, &[2, 3, 4])).is_ok());
+        let mut back = answer(9, &[2, 3, 4]);
+        back.nodes[0].draining = false;
+        let error = undone.judge(second, &back).expect_err("it was undone").to_string();
+        assert!(error.contains("not being drained any more"), "{error}");
+        back.groups[0].members = vec![2, 3, 4];
+        assert_eq!(undone.judge(second, &back).expect("it is empty"), Seen::Done(()));
     }
 }

@@ -27,6 +27,21 @@ pub(super) fn json(document: &impl Serialize) -> Result<(), Failure> {
     line(text)
 }
 
+/// Prints what a change has led to: a document for programs, a sentence for people.
+pub(super) fn outcome(format: Format, document: &Value, sentence: impl AsRef<[u8]>) -> Result<(), Failure> {
+    match format {
+        Format::Json => json(document),
+        Format::Table => line(sentence),
+    }
+}
+
+/// Tells people on standard error what they may not have thought of; programs know what they do.
+pub(super) fn note(format: Format, text: impl std::fmt::Display) {
+    if format == Format::Table {
+        eprintln!("cloudpaxos: note: {text}");
+    }
+}
+
 /// Prints a line.
 pub(super) fn line(text: impl AsRef<[u8]>) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
@@ -68,6 +83,11 @@ pub(super) fn shown(bytes: &[u8]) -> String {
     text
 }
 
+/// Bytes as people write them: as [`shown`] shows them. `what` is where they were written.
+pub(super) fn written(what: &str, text: &str) -> Result<Bytes, Failure> {
+    crate::config::key(text).map(Bytes::from).map_err(|why| Failure::Usage(format!("{what}: {why}")))
+}
+
 /// Bytes for programs.
 pub(super) fn value(bytes: &Bytes) -> Value {
     match std::str::from_utf8(bytes) {
@@ -93,6 +113,18 @@ mod tests {
         assert_eq!(shown("größe/1".as_bytes()), "größe/1");
         assert_eq!(shown(b"a\0b\n\xff\\"), r"a\x00b\x0a\xff\\");
         assert_ne!(shown(b"\\x00"), shown(b"\0"));
+    }
+
+    #[test]
+    fn what_is_shown_can_be_given_back() {
+        for bytes in [&b"a\0b\n\xff\\"[..], "größe/1, \u{85}".as_bytes(), b"\\x00", b"\\,\"' ", b""] {
+            let back = written("--at", &shown(bytes)).expect("it reads what it writes");
+            assert_eq!(back, bytes, "{}", shown(bytes));
+        }
+        let all: Vec<u8> = (0..=255).collect();
+        assert_eq!(written("--at", &shown(&all)).expect("every byte"), all);
+        let bad = written("--at", r"a\n").expect_err("no such escape");
+        assert!(bad.exit_code() == 2 && bad.to_string().starts_with(r"--at: `a\n`: a backslash starts"), "{bad}");
     }
 
     #[test]

@@ -1,18 +1,19 @@
 //! `cloudpaxos shards move|moves|cancel|split|merge`: shards change while they serve.
 
 use super::ClientOptions;
-use super::client::Client;
-use super::groups::{ChangeOptions, LOOK};
+use super::client::{Client, ClientError};
 use super::output::{self, Format};
+use super::wait::{ChangeOptions, Seen, spinner, until};
 use crate::failure::Failure;
+use bytes::Bytes;
 use clap::Args;
 use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressStyle};
 use proto::admin::{
     CancelMoveRequest, MergeShardsRequest, Move, MoveReport, MoveShardRequest, MoveStage, MovesListRequest,
-    MovesListResponse, ShardsListRequest, SplitShardRequest,
+    MovesListResponse, Shard, ShardsListRequest, ShardsListResponse, SplitShardRequest, SplitShardResponse,
 };
 use serde_json::{Value, json};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Of a progress bar.
 const WHOLE: u64 = 1000;
@@ -47,7 +48,9 @@ pub struct SplitOptions {
     #[arg(value_name = "SHARD")]
     shard: u64,
     /// The first key of the new shard. Without it, the new shard gets about half of the bytes.
-    #[arg(long, value_name = "KEY", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    ///
+    /// It is written as `cloudpaxos shards list` shows keys: \xHH is a byte, \\ a backslash.
+    #[arg(long, value_name = "KEY")]
     at: Option<String>,
     #[command(flatten)]
     change: ChangeOptions,
@@ -73,7 +76,7 @@ async fn list(client: &Client) -> Result<MovesListResponse, Failure> {
 /// `cloudpaxos shards moves`.
 pub(super) async fn moves(options: ClientOptions) -> Result<(), Failure> {
     let answer = list(&options.client()?).await?;
-    match options.output.output {
+    match options.format() {
         Format::Json => output::json(&json!({
             "moves": answer.moves.iter().map(as_json).collect::<Vec<_>>(),
             "last": answer.last,
@@ -118,49 +121,49 @@ fn stage(stage: MoveStage) -> &'static str {
 /// `cloudpaxos shards cancel`.
 pub(super) async fn cancel(options: CancelOptions) -> Result<(), Failure> {
     let id = options.id;
-    options.client.client()?.admin(async |admin| admin.cancel_move(CancelMoveRequest { id }).await).await?;
-    output::line(format!("move {id} is called off: the shard stays where it is"))
+    // Moves count from 1, and 0 stands for none: the shardmaster takes shards that have never moved for its work.
+    if id == 0 {
+        return Err(Failure::Usage("there was no move 0; `cloudpaxos shards moves` shows those under way".to_owned()));
+    }
+    options.client.client()?.change(async |admin| admin.cancel_move(CancelMoveRequest { id }).await).await?;
+    let sentence = format!("move {id} is called off: the shard stays where it is");
+    output::outcome(options.client.format(), &json!({ "move": id, "cancelled": true }), sentence)
 }
 
 /// `cloudpaxos shards move`.
 pub(super) async fn start_move(options: MoveOptions) -> Result<(), Failure> {
     let client = options.change.client.client()?;
-    let request = MoveShardRequest { shard: options.shard, group: options.group };
-    let id = client.admin(async |admin| admin.move_shard(request).await).await?.id;
-    if options.change.no_wait {
-        return output::line(format!("move {id}: shard {} will move to group {}", options.shard, options.group));
+    let MoveOptions { shard, group, change } = options;
+    let request = MoveShardRequest { shard, group };
+    let id = client.change(async |admin| admin.move_shard(request).await).await?.id;
+    let document = |done: bool| json!({ "move": id, "shard": shard, "group": group, "done": done });
+    if change.no_wait {
+        let sentence = format!("move {id}: shard {shard} will move to group {group}");
+        return output::outcome(change.format(), &document(false), sentence);
     }
     let bar = ProgressBar::new(WHOLE);
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {percent} % {elapsed} {msg}") {
         bar.set_style(style);
     }
-    let began = Instant::now();
-    loop {
-        // A gateway that restarts meanwhile is no reason to give up.
-        if let Ok(answer) = list(&client).await {
-            match answer.moves.iter().find(|one| one.id == id) {
-                Some(one) => show(&bar, one.report.as_ref(), began.elapsed()),
-                None if id <= answer.last => {
-                    bar.finish_and_clear();
-                    return over(&client, &options, id, began.elapsed()).await;
-                }
-                None => {}
-            }
-        }
-        if began.elapsed() > options.change.wait {
-            bar.finish_and_clear();
-            return Err(Failure::Run(format!(
-                "move {id} is not done after {}; it goes on, see `cloudpaxos shards moves`; both groups need a majority \
-                 of their replicas",
-                humantime::format_duration(options.change.wait)
-            )));
-        }
-        tokio::time::sleep(LOOK).await;
-    }
+    let what = format!("move {id} is not done");
+    let hint = "it goes on, see `cloudpaxos shards moves`; both groups need a majority of their replicas";
+    let look = async |elapsed| match list(&client).await {
+        Ok(answer) => Ok(match answer.moves.iter().find(|one| one.id == id) {
+            Some(one) => one.report.as_ref().map_or(Seen::Nothing, |report| Seen::Waits(show(&bar, report, elapsed))),
+            None if id <= answer.last => Seen::Done(elapsed),
+            None => Seen::Nothing,
+        }),
+        Err(_) => Ok(Seen::Nothing),
+    };
+    let elapsed = until(change.wait, bar.clone(), (&what, hint), look).await?;
+    over(&client, shard, group, id).await?;
+    let took = humantime::format_duration(Duration::from_millis(elapsed.as_millis() as u64));
+    let sentence = format!("shard {shard} is in group {group}; the move took {took}");
+    output::outcome(change.format(), &document(true), sentence)
 }
 
-fn show(bar: &ProgressBar, report: Option<&MoveReport>, elapsed: Duration) {
-    let Some(report) = report else { return };
+/// Moves the bar, and says what else there is to say.
+fn show(bar: &ProgressBar, report: &MoveReport, elapsed: Duration) -> String {
     let share = u64::from(report.copied_per_mille);
     let rate = report.copied_bytes as f64 / elapsed.as_secs_f64().max(0.001);
     let left = match share {
@@ -172,39 +175,81 @@ fn show(bar: &ProgressBar, report: Option<&MoveReport>, elapsed: Duration) {
     };
     bar.set_position(share);
     let (bytes, rate) = (HumanBytes(report.copied_bytes), HumanBytes(rate as u64));
-    bar.set_message(format!("{}: {bytes}, {rate}/s{left}", stage(report.stage())));
+    format!("{}: {bytes}, {rate}/s{left}", stage(report.stage()))
 }
 
-/// It is over: because it is done, or because somebody has called it off.
-async fn over(client: &Client, options: &MoveOptions, id: u64, elapsed: Duration) -> Result<(), Failure> {
-    let answer = client.admin(async |admin| admin.shards_list(ShardsListRequest {}).await).await?;
-    let owner = answer.shards.iter().find(|shard| shard.id == options.shard).map_or(0, |shard| shard.group);
-    match owner == options.group {
-        true => {
-            let took = humantime::format_duration(Duration::from_millis(elapsed.as_millis() as u64));
-            output::line(format!("shard {} is in group {owner}; the move took {took}", options.shard))
-        }
+/// A move is over: because it is done, or because somebody has called it off.
+async fn over(client: &Client, shard: u64, group: u64, id: u64) -> Result<(), Failure> {
+    let answer = shards(client).await?;
+    let owner = shard_of(&answer, shard).map_or(0, |shard| shard.group);
+    match owner == group {
+        true => Ok(()),
         false => Err(Failure::Run(format!(
-            "move {id} is over, and shard {} is in group {owner}: it was called off, or the shard has moved again",
-            options.shard
+            "move {id} is over, and shard {shard} is in group {owner}: it was called off, or the shard has moved again"
         ))),
     }
+}
+
+async fn shards(client: &Client) -> Result<ShardsListResponse, Failure> {
+    Ok(client.admin(async |admin| admin.shards_list(ShardsListRequest {}).await).await?)
+}
+
+fn shard_of(answer: &ShardsListResponse, id: u64) -> Option<&Shard> {
+    answer.shards.iter().find(|shard| shard.id == id)
 }
 
 /// `cloudpaxos shards split`.
 pub(super) async fn split(options: SplitOptions) -> Result<(), Failure> {
     let client = options.change.client.client()?;
-    let at = options.at.unwrap_or_default().into_bytes().into();
-    let request = SplitShardRequest { shard: options.shard, at };
-    let done = client.admin(async |admin| admin.split_shard(request.clone()).await).await?;
+    let SplitOptions { shard, at, change } = options;
+    let done = match at {
+        Some(at) => {
+            let request = SplitShardRequest { shard, at: cut(&at)? };
+            client.change(async |admin| admin.split_shard(request.clone()).await).await?
+        }
+        None => halve(&client, shard).await?,
+    };
     let at = output::shown(&done.at);
-    if options.change.no_wait {
-        return output::line(format!("change {}: shard {} will end before {at}", done.id, options.shard));
+    let document =
+        |new: Option<u64>| json!({ "change": done.id, "shard": shard, "at": output::value(&done.at), "new": new });
+    if change.no_wait {
+        let sentence = format!("change {}: shard {shard} will end before {at}", done.id);
+        return output::outcome(change.format(), &document(None), sentence);
     }
-    wait_for_cut(&client, &options.change, done.id).await?;
-    let answer = client.admin(async |admin| admin.shards_list(ShardsListRequest {}).await).await?;
-    let new = answer.shards.iter().find(|shard| shard.start == done.at).map_or("-".to_owned(), |it| it.id.to_string());
-    output::line(format!("shard {} ends before {at}, where shard {new} begins", options.shard))
+    wait_for_cut(&client, &change, done.id).await?;
+    let answer = shards(&client).await?;
+    let new = answer.shards.iter().find(|shard| shard.start == done.at).map(|shard| shard.id);
+    let begins = new.map_or("-".to_owned(), |new| new.to_string());
+    let sentence = format!("shard {shard} ends before {at}, where shard {begins} begins");
+    output::outcome(change.format(), &document(new), sentence)
+}
+
+/// The key that a shard is to be cut at.
+fn cut(at: &str) -> Result<Bytes, Failure> {
+    match output::written("--at", at)? {
+        at if at.is_empty() => Err(Failure::Usage(
+            "--at: no shard can be cut at the empty key, below which there is nothing; leave --at out to cut it in the \
+             middle"
+                .to_owned(),
+        )),
+        at => Ok(at),
+    }
+}
+
+/// Has a shard cut in the middle. The gateway asks the shard's group where that is.
+async fn halve(client: &Client, shard: u64) -> Result<SplitShardResponse, Failure> {
+    let Some(group) = shard_of(&shards(client).await?, shard).map(|shard| shard.group) else {
+        return Err(Failure::Usage(format!("s{shard} is no shard of the map")));
+    };
+    let request = SplitShardRequest { shard, at: Bytes::new() };
+    let asked = client.change(async |admin| admin.split_shard(request.clone()).await).await;
+    asked.map_err(|error| match error {
+        ClientError::UnknownChange { endpoint, why } => Failure::Run(format!(
+            "nobody who leads group {group}, or else the shardmaster, answered in time: the shard may or may not be \
+             split; see `cloudpaxos status` ({endpoint}: {why})"
+        )),
+        other => other.into(),
+    })
 }
 
 /// `cloudpaxos shards merge`.
@@ -212,30 +257,37 @@ pub(super) async fn merge(options: MergeOptions) -> Result<(), Failure> {
     let client = options.change.client.client()?;
     let MergeOptions { left, right, change } = options;
     let request = MergeShardsRequest { left, right };
-    let id = client.admin(async |admin| admin.merge_shards(request).await).await?.id;
+    let id = client.change(async |admin| admin.merge_shards(request).await).await?.id;
+    let document = |done: bool| json!({ "change": id, "shard": left, "merged": right, "done": done });
     if change.no_wait {
-        return output::line(format!("change {id}: shard {left} will have the keys of shard {right}, too"));
+        let sentence = format!("change {id}: shard {left} will have the keys of shard {right}, too");
+        return output::outcome(change.format(), &document(false), sentence);
     }
     wait_for_cut(&client, &change, id).await?;
-    output::line(format!("shard {left} has the keys of shard {right}, too, which is no more"))
+    let sentence = format!("shard {left} has the keys of shard {right}, too, which is no more");
+    output::outcome(change.format(), &document(true), sentence)
 }
 
 /// Waits until a group has split or merged its shards.
 async fn wait_for_cut(client: &Client, change: &ChangeOptions, id: u64) -> Result<(), Failure> {
-    let began = Instant::now();
-    loop {
-        // A gateway that restarts meanwhile is no reason to give up.
-        let answer = client.admin(async |admin| admin.shards_list(ShardsListRequest {}).await).await;
-        if answer.is_ok_and(|answer| !answer.changes.contains(&id)) {
-            return Ok(());
-        }
-        if began.elapsed() > change.wait {
-            return Err(Failure::Run(format!(
-                "change {id} is not done after {}; it goes on; the group needs a majority of its replicas, see \
-                 `cloudpaxos status`",
-                humantime::format_duration(change.wait)
-            )));
-        }
-        tokio::time::sleep(LOOK).await;
+    let what = format!("change {id} is not done");
+    let hint = "it goes on; the group needs a majority of its replicas, see `cloudpaxos status`";
+    until(change.wait, spinner(), (&what, hint), async |_| match shards(client).await {
+        Ok(answer) if !answer.changes.contains(&id) => Ok(Seen::Done(())),
+        Ok(_) | Err(_) => Ok(Seen::Nothing),
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shard_is_cut_at_a_key_as_it_is_shown() {
+        assert_eq!(cut(r"a\x00\\").expect("a key"), &b"a\0\\"[..]);
+        let empty = cut("").expect_err("nothing lies below it");
+        assert_eq!(empty.exit_code(), 2);
+        assert!(empty.to_string().starts_with("--at: "), "{empty}");
     }
 }

@@ -42,7 +42,7 @@ pub(super) async fn top(options: TopOptions) -> Result<(), Failure> {
     });
     let hidden = if options.limit == 0 { 0 } else { shards.len().saturating_sub(options.limit) };
     shards.truncate(shards.len() - hidden);
-    if matches!(options.client.output.output, Format::Json) {
+    if matches!(options.client.format(), Format::Json) {
         let shards: Vec<Value> = shards.iter().map(|(shard, load)| as_json(shard, load)).collect();
         return output::json(&json!({ "shards": shards }));
     }

@@ -30,6 +30,7 @@ pub use layers::{Origin, unknown_variables};
 pub use limits::Limits;
 pub use options::{DevOptions, StartOptions};
 pub use start::{LogConfig, LogFormat, ReadMode, Security, StartConfig, Timing, TraceConfig};
+pub(crate) use value::key;
 
 #[cfg(test)]
 mod tests;

@@ -59,7 +59,7 @@ pub(super) fn one_of<T: Copy>(text: &str, words: &[(&str, T)]) -> Result<T, Stri
 }
 
 /// A key: text, with `\xHH` for a byte, `\\` for a backslash and `\,` for a comma.
-pub(super) fn key(text: &str) -> Result<Vec<u8>, String> {
+pub(crate) fn key(text: &str) -> Result<Vec<u8>, String> {
     let mut key = Vec::new();
     let mut rest = text.as_bytes();
     while let Some((&byte, behind)) = rest.split_first() {
@@ -70,9 +70,8 @@ pub(super) fn key(text: &str) -> Result<Vec<u8>, String> {
         }
         let escaped = match rest {
             [b'x', high, low, ..] => {
-                let digits = [*high, *low];
-                let value = std::str::from_utf8(&digits).ok().and_then(|hex| u8::from_str_radix(hex, 16).ok());
-                value.map(|value| (value, 3))
+                let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+                digit(*high).zip(digit(*low)).map(|(high, low)| (high << 4 | low, 3))
             }
             [c @ (b'\\' | b','), ..] => Some((*c, 1)),
             _ => None,
