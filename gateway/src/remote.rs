@@ -78,8 +78,8 @@ pub struct Remote {
     /// As configured: where a node is not at the address that the map tells, it is perhaps still here, or
     /// here again. A map that is out of date would otherwise cut the gateway off from its successor.
     seeds: BTreeMap<NodeId, String>,
-    /// As the newest map tells.
-    addresses: Mutex<BTreeMap<NodeId, String>>,
+    /// As the newest map tells, and which that is (incarnation, version).
+    addresses: Mutex<((u64, u64), BTreeMap<NodeId, String>)>,
 }
 
 impl Remote {
@@ -105,7 +105,7 @@ impl Remote {
 
     /// Where to look for a node, best first.
     fn addresses(&self, node: NodeId) -> Vec<String> {
-        let mut known: Vec<String> = lock(&self.addresses).get(&node).cloned().into_iter().collect();
+        let mut known: Vec<String> = lock(&self.addresses).1.get(&node).cloned().into_iter().collect();
         known.extend(self.seeds.get(&node).filter(|seed| !known.contains(seed)).cloned());
         known
     }
@@ -146,12 +146,15 @@ impl Links for Remote {
     fn on_map(&self, map: &ShardMap) {
         let mut moved = Vec::new();
         {
-            let mut addresses = lock(&self.addresses);
-            if !map.nodes.is_empty() {
-                let is_there = |id: &NodeId| map.nodes.iter().any(|node| node.id == *id);
-                addresses.retain(|node, _| is_there(node));
-                moved.extend(lock(&self.links).keys().filter(|node| !is_there(node)).copied());
+            let (newest, addresses) = &mut *lock(&self.addresses);
+            // Maps may come here out of their order.
+            if map.nodes.is_empty() || (map.incarnation, map.version) < *newest {
+                return;
             }
+            *newest = (map.incarnation, map.version);
+            let is_there = |id: &NodeId| map.nodes.iter().any(|node| node.id == *id);
+            moved.extend(addresses.keys().filter(|node| !is_there(node)).copied());
+            addresses.retain(|node, _| is_there(node));
             for node in map.nodes.iter().filter(|node| !node.peer_address.is_empty()) {
                 let before = addresses.insert(node.id, node.peer_address.clone());
                 let before = before.as_ref().or(self.seeds.get(&node.id));

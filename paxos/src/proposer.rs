@@ -230,7 +230,10 @@ impl Replica {
         }
         if cut > end {
             // It has had an image of a later configuration meanwhile, whose leader we have not heard of: it needs
-            // nothing from us, and counts for nothing here.
+            // nothing from us, and counts for nothing here. But nobody has more than its leader of our own ballot.
+            let ours = promise.accepted == leading.ballot && !promise.suspect;
+            assert!(!ours, "{node} has accepted up to {cut} of {}, beyond its leader's {end}", leading.ballot);
+            peer.phase = PeerPhase::Probing;
             return;
         }
         peer.phase = PeerPhase::Syncing { cut, end, next: cut.next() };

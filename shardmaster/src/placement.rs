@@ -38,7 +38,10 @@ pub fn replacements(map: &ShardMap, dead: &BTreeSet<NodeId>, silent: &BTreeSet<N
     for group in map.all_groups() {
         if group.next.iter().any(|node| !group.replicas.contains(node) && lost(node)) {
             let planned = GroupInfo { replicas: group.next.clone(), ..GroupInfo::new(group.id, Vec::new()) };
-            let members = replaced(&mut spares, &planned);
+            let stays =
+                |members: &Vec<NodeId>| !members.iter().any(|node| !group.replicas.contains(node) && lost(node));
+            // Somebody for each of those that are lost, or nobody at all.
+            let members = replaced(&mut spares, &planned).filter(stays);
             let members = members.unwrap_or_else(|| group.replicas.clone());
             commands.push(MasterCommand::ChangeMembers { group: group.id, members });
         }
@@ -274,6 +277,10 @@ mod tests {
         assert_eq!(wanted(&map, &[1, 4]), [(1, vec![2, 3, 5])]);
         map.nodes[4].draining = true;
         assert_eq!(wanted(&map, &[1, 4]), [(1, vec![1, 2, 3])], "nobody can come in its place");
+        let mut map = super::tests::map(6, &[&[1, 2, 3]]);
+        map.shardmaster.next = [1, 4, 5].map(NodeId).to_vec();
+        map.nodes[4].draining = true;
+        assert_eq!(wanted(&map, &[4]), [(1, vec![1, 2, 3])], "one spare for two that are lost");
     }
 
     #[test]

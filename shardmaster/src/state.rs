@@ -150,7 +150,8 @@ impl MasterState {
             },
             MasterCommand::AddNode { cluster, .. } if cluster != self.map.cluster_id => refused(format!(
                 "this is cluster {:016x}, the new node wants to join {cluster:016x}: give it the --initial-cluster, \
-                 --cluster-token, --data-groups and --shard-boundaries that this cluster was formed with",
+                 --cluster-token, --data-groups and --shard-boundaries that this cluster was formed with, and --descent, if it \
+                 was restored from a backup",
                 self.map.cluster_id
             )),
             MasterCommand::AddNode { name, incarnation, peer_address, keeps, .. } => {
@@ -226,7 +227,11 @@ impl MasterState {
 
     fn remove_node(&mut self, node: NodeId) -> MasterOutcome {
         if let Some(group) = self.map.all_groups().find(|group| group.involves(node)) {
-            return refused(format!("{node} holds a replica of {}: drain it first", group.id));
+            let id = group.id;
+            return refused(match group.replicas.contains(&node) {
+                true => format!("{node} holds a replica of {id}: drain it first"),
+                false => format!("{node} is to get a replica of {id}: drain it first, or call that change off"),
+            });
         }
         let before = self.map.nodes.len();
         self.map.last_node = self.map.newest_node();

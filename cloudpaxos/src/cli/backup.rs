@@ -270,6 +270,10 @@ pub(super) async fn restore(options: RestoreOptions, config: StartConfig) -> Res
              the other nodes from the same backup, then start all",
             restored.keys, restored.floor
         )),
+    }?;
+    match restored.identity.genesis.descent {
+        Some(descent) => output::line(format!("nodes that join it later need --descent {descent}")),
+        None => Ok(()),
     }
 }
 

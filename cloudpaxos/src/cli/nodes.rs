@@ -30,7 +30,7 @@ Example:
   cloudpaxos nodes drain n3
   cloudpaxos nodes drain n3 --undo")]
     Drain(DrainOptions),
-    /// Forget a node that holds no replicas. It is stopped before, or refused after.
+    /// Forget a node that holds no replicas. Its process ends by itself, and is refused when it is started again.
     #[command(after_help = "\
 Example:
   cloudpaxos nodes drain n3 && cloudpaxos nodes remove n3")]

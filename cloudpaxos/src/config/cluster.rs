@@ -152,6 +152,30 @@ pub struct Descent {
     pub floor: u64,
 }
 
+impl Descent {
+    /// Parses what [`Descent`] shows.
+    pub(super) fn parse(text: &str) -> Result<Descent, String> {
+        let parts: Vec<&str> = text.split(':').collect();
+        let parsed = match parts[..] {
+            [backup, incarnation, floor] => u64::from_str_radix(backup, 16)
+                .ok()
+                .zip(incarnation.parse().ok())
+                .zip(floor.parse().ok())
+                .map(|((backup, incarnation), floor)| Descent { backup, incarnation, floor }),
+            _ => None,
+        };
+        let what = "is no BACKUP:INCARNATION:REVISION, as `cloudpaxos restore` says it, and as `restored_from`, \
+                    `cluster_incarnation` and `revision_floor` stand in a node's identity.json";
+        parsed.ok_or_else(|| format!("`{text}` {what}"))
+    }
+}
+
+impl fmt::Display for Descent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}:{}:{}", self.backup, self.incarnation, self.floor)
+    }
+}
+
 impl Genesis {
     /// The cluster's id: FNV-1a (64 bits) over all fields, each with its length in front. Never 0.
     pub fn cluster_id(&self) -> u64 {

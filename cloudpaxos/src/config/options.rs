@@ -38,6 +38,9 @@ pub struct StartOptions {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     #[arg(env = "CLOUDPAXOS_JOIN", hide_env_values = true)]
     pub join: Option<String>,
+    /// For a node that joins a cluster which was restored from a backup: what `cloudpaxos restore` said of it.
+    #[arg(long, value_name = "BACKUP:INCARNATION:REVISION", env = "CLOUDPAXOS_DESCENT", hide_env_values = true)]
+    pub descent: Option<String>,
     /// Peer addresses of further nodes of this cluster. A gateway, or a node that joins, asks them, too, where it finds
     /// its way: needed where those of --initial-cluster have been replaced.
     #[arg(long, value_name = "HOST:PORT,…", env = "CLOUDPAXOS_KNOWN_NODES", hide_env_values = true)]

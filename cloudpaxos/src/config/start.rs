@@ -1,14 +1,15 @@
 //! Settings of `cloudpaxos start`, parsed and validated.
 
 use super::address::Address;
-use super::cluster::{Genesis, Member, NodeName, Role, Roles, default_boundaries, parse_members};
+use super::cluster::{Descent, Genesis, Member, NodeName, Role, Roles, default_boundaries, parse_members};
 use super::error::ConfigError;
 use super::layers::{Layers, Raw};
 use super::limits::Limits;
 use super::value;
+use crate::identity;
 use bytes::Bytes;
 use clap::ArgMatches;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The token where none is given.
@@ -269,7 +270,10 @@ fn genesis(layers: &Layers) -> Result<Option<Genesis>, ConfigError> {
     let members = parse_members(&setting.list()).map_err(|problem| setting.bad(problem))?;
     let data_groups = data_groups(layers)?;
     let token = token(layers)?.unwrap_or_else(|| DEFAULT_TOKEN.to_owned());
-    Ok(Some(Genesis { token, members, data_groups, boundaries: boundaries(layers, data_groups)?, descent: None }))
+    let descent =
+        layers.find("descent").map(|setting| Descent::parse(setting.text()?).map_err(|problem| setting.bad(problem)));
+    let (boundaries, descent) = (boundaries(layers, data_groups)?, descent.transpose()?);
+    Ok(Some(Genesis { token, members, data_groups, boundaries, descent }))
 }
 
 pub(super) fn data_groups(layers: &Layers) -> Result<u32, ConfigError> {
@@ -319,9 +323,17 @@ fn check_membership(
         return if needed { Err(ConfigError::Missing { key: "initial-cluster", why }) } else { Ok(()) };
     };
     let list = layers.get("initial-cluster", "");
+    let knows_itself =
+        layers.find("data-dir").is_some_and(|path| path.text().is_ok_and(|path| identity::is_there(Path::new(path))));
+    if genesis.descent.is_some() && roles.hosts_replicas() && !join && !knows_itself {
+        let why = "is for a node that joins a cluster that was restored: without --join this one would form an empty \
+                   cluster under the same id";
+        return Err(layers.get("descent", "").bad(why));
+    }
     match (genesis.member(name), roles.hosts_replicas()) {
         (None, false) => Ok(()),
-        (None, true) if join => match layers.find("advertise-peer") {
+        // It joins, or has joined once, and is still to be told where it is reached.
+        (None, true) if join || knows_itself => match layers.find("advertise-peer") {
             Some(_) => Ok(()),
             None => Err(ConfigError::Missing {
                 key: "advertise-peer",
@@ -332,8 +344,8 @@ fn check_membership(
             "names {name}, which is to --join: a node that joins is none of those that form the cluster; correct --name"
         ))),
         (None, true) => Err(list.bad(format!(
-            "does not name this node, {name}; add {name}=HOST:PORT on every node of a new cluster, or correct --name; a \
-             node that joins one that exists, or has joined it, has --join"
+            "does not name this node, {name}; add {name}=HOST:PORT on every node of a new cluster, --join one that \
+             exists, or correct --name"
         ))),
         (Some(_), false) => Err(list.bad(format!(
             "names {name}, which keeps no replicas with --roles {roles}; take it out of the list on every node"

@@ -353,7 +353,7 @@ fn a_node_that_joins_is_none_of_those_that_form_the_cluster_and_says_where_it_is
     let told = |result: Result<StartConfig, ConfigError>| result.expect_err("it must not stand").to_string();
     assert!(told(joining(&["--join"])).contains("advertise-peer"));
     let error = told(joining(&["--advertise-peer", "127.0.0.1:4"]));
-    assert!(error.contains("a node that joins one that exists"), "{error}");
+    assert!(error.contains("--join one that exists"), "{error}");
     assert!(complaint(&["--join"]).contains("none of those that form the cluster"));
     assert!(complaint(&["--dead-after-seconds", "5"]).contains("ten election timeouts"));
     assert_eq!(node(&["--dead-after-seconds", "0"]).expect("never").timing.dead_after, Duration::ZERO);
@@ -361,4 +361,35 @@ fn a_node_that_joins_is_none_of_those_that_form_the_cluster_and_says_where_it_is
     assert_eq!(node(&["--zone", ""]).expect("as on Kubernetes, where a pod has no such label").zone, "");
     assert_eq!(node(&["--zone", "eu-1a"]).expect("a zone").zone, "eu-1a");
     assert!(complaint(&["--zone", "eu 1a"]).contains("no spaces"));
+}
+
+#[test]
+fn a_node_may_join_a_restored_cluster_and_nobody_forms_one_by_its_name() {
+    let usual = ["--data-dir", "/d", "--initial-cluster", "n1=127.0.0.1:1", "--listen-peer", "127.0.0.1:4"];
+    let descent = ["--descent", "00000000000000ff:2:1000000450"];
+    let start = |words: &[&str]| resolve(&usual.iter().chain(words).copied().collect::<Vec<_>>());
+    let join = ["--name", "n4", "--join", "--advertise-peer", "127.0.0.1:4"];
+    let plain = start(&join).expect("it stands").genesis.expect("a cluster");
+    let restored = start(&[&join[..], &descent].concat()).expect("it stands").genesis.expect("a cluster");
+    assert_eq!(restored.descent.map(|it| (it.backup, it.incarnation, it.floor)), Some((255, 2, 1_000_000_450)));
+    assert_eq!(restored.descent.map(|it| it.to_string()).as_deref(), Some(descent[1]));
+    assert_ne!(plain.cluster_id(), restored.cluster_id());
+    let refused = start(&[&["--name", "n1"], &descent[..]].concat()).expect_err("an empty cluster under its id");
+    assert!(refused.to_string().contains("--descent: is for a node that joins"), "{refused}");
+    for text in ["", "1:2", "x:1:2", "1:2:3:4", "1:-2:3"] {
+        assert!(start(&[&join[..], &["--descent", text]].concat()).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn a_node_that_has_joined_need_not_be_told_again() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().to_str().expect("UTF-8");
+    let words =
+        ["--name", "n4", "--data-dir", path, "--initial-cluster", "n1=127.0.0.1:1", "--listen-peer", "127.0.0.1:4"];
+    assert!(resolve(&words).is_err_and(|error| error.to_string().contains("does not name this node")));
+    std::fs::write(directory.path().join("identity.json"), "{}").expect("writable");
+    assert!(resolve(&words).is_err_and(|error| error.to_string().contains("advertise-peer")), "it may have moved");
+    let words = [&words[..], &["--advertise-peer", "127.0.0.1:4"]].concat();
+    assert!(resolve(&words).is_ok());
 }

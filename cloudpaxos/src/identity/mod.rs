@@ -89,6 +89,11 @@ pub struct DataDir {
     _lock: File,
 }
 
+/// Whether a directory is a node's already.
+pub fn is_there(path: &Path) -> bool {
+    path.join(file::NAME).exists()
+}
+
 /// Opens a node's directory, or makes an empty one the node's, and counts this start.
 pub fn open(path: &Path, claim: Claim<'_>) -> Result<DataDir, IdentityError> {
     if path.join(RESTORING).exists() && !path.join(file::NAME).exists() {

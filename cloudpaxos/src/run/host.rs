@@ -133,8 +133,16 @@ impl Site {
     }
 }
 
+/// Why a node ended in peace.
+pub(super) enum Ended {
+    /// It was told to stop.
+    Asked,
+    /// The cluster has removed it; who says so.
+    Removed(String),
+}
+
 /// Runs until `stopped` is raised or the node must not go on.
-pub(super) fn run(site: Site, ports: Ports, stopped: watch::Receiver<bool>) -> Result<(), Failure> {
+pub(super) fn run(site: Site, ports: Ports, stopped: watch::Receiver<bool>) -> Result<Ended, Failure> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed("start a runtime"))?;
     let outcome = runtime.block_on(run_here(site, ports, stopped));
@@ -143,7 +151,7 @@ pub(super) fn run(site: Site, ports: Ports, stopped: watch::Receiver<bool>) -> R
     outcome
 }
 
-async fn run_here(site: Site, ports: Ports, stopped: watch::Receiver<bool>) -> Result<(), Failure> {
+async fn run_here(site: Site, ports: Ports, stopped: watch::Receiver<bool>) -> Result<Ended, Failure> {
     let opened = match &site.identity {
         Some((path, identity)) => {
             let opened = runtime::open(site.node_config(path.clone(), identity));
@@ -220,11 +228,12 @@ async fn run_here(site: Site, ports: Ports, stopped: watch::Receiver<bool>) -> R
             };
             if handle.is_none() {
                 stopping.await;
-                return Ok(());
+                return Ok(Ended::Asked);
             }
             // The node's turns go on meanwhile; at the end it writes what is queued.
             let ((), stop) = tokio::join!(stopping, &mut ended);
-            removed.map_or_else(|| outcome(&site, stop), |why| Err(Failure::Run(format!("{}: {why}", site.name))))
+            let ended = outcome(&site, stop)?;
+            Ok(removed.map_or(ended, |why| Ended::Removed(format!("{}: {why}", site.name))))
         }
     }
 }
@@ -243,9 +252,9 @@ async fn stop_asked_or_removed(mut stopped: watch::Receiver<bool>, node: Option<
     }
 }
 
-fn outcome(site: &Site, stop: Stop) -> Result<(), Failure> {
+fn outcome(site: &Site, stop: Stop) -> Result<Ended, Failure> {
     match stop {
-        Stop::Asked => Ok(()),
+        Stop::Asked => Ok(Ended::Asked),
         Stop::Failed(reason) => Err(Failure::Run(format!("{}: {reason}", site.name))),
     }
 }

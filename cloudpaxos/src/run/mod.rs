@@ -17,7 +17,7 @@ use crate::identity::{self, Claim};
 use crate::observe::{FollowLayer, Traces};
 pub use map::{described_addresses, first_map};
 
-use host::{Ports, Site};
+use host::{Ended, Ports, Site};
 use node::runtime::SpanSink;
 use paxos::NodeId;
 use security::Secured;
@@ -104,7 +104,10 @@ pub fn start(config: StartConfig, traces: Option<&Traces>) -> Result<(), Failure
         spans: traces.map_or_else(unwatched, Traces::sink),
     };
     let (_stop, stopped) = stop_on_signals()?;
-    host::run(site, Ports { client, peer, metrics }, stopped)
+    match host::run(site, Ports { client, peer, metrics }, stopped)? {
+        Ended::Asked => Ok(()),
+        Ended::Removed(why) => Err(Failure::Run(why)),
+    }
 }
 
 /// Runs an embedded cluster of three nodes in this process until it is told to stop.
@@ -154,19 +157,30 @@ pub fn dev(config: DevConfig) -> Result<(), Failure> {
             follow: FollowLayer::default(),
             spans: unwatched(),
         };
+        let serves = client.is_some();
         let ports = Ports { client: client.take(), peer: peers.remove(&member.id), metrics: None };
         let (stopped, ended) = (stopped.clone(), ended.clone());
         let thread = std::thread::Builder::new().name(member.name.to_string()).spawn(move || {
             let _directory = directory;
             // The receiver lives until all have ended.
-            drop(ended.send(host::run(site, ports, stopped)));
+            drop(ended.send((serves, host::run(site, ports, stopped))));
         });
         threads.push(thread.map_err(failed("start a thread"))?);
     }
     drop(ended);
     print_welcome(&client_port.to_string(), &config.data_dir);
     let mut outcome = Ok(());
-    for end in ends {
+    for (serves, end) in ends {
+        let end = match end {
+            // The others go on without it, unless clients have nobody left to talk to.
+            Ok(Ended::Removed(why)) if !serves => {
+                tracing::warn!("{why}");
+                continue;
+            }
+            Ok(Ended::Removed(why)) => Err(Failure::Run(why)),
+            Ok(Ended::Asked) => Ok(()),
+            Err(failure) => Err(failure),
+        };
         // One that fails takes the others down: three of three is what was asked for.
         stop.send_replace(true);
         outcome = outcome.and(end);

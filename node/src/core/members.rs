@@ -60,7 +60,7 @@ pub(super) struct Comings {
     /// Groups whose leader, here, drains for a change.
     sealing: BTreeSet<GroupId>,
     /// Since when nodes have not been reached.
-    unreached: BTreeMap<NodeId, Time>,
+    pub(super) unreached: BTreeMap<NodeId, Time>,
     /// When replicas were last placed anew.
     placed_at: Time,
 }
@@ -244,7 +244,8 @@ impl<S: Store> Core<S> {
         let after = self.config.dead_after_micros;
         let dead = self.comings.unreached.iter().filter(|(_, since)| after > 0 && now.since(**since) >= after);
         let dead = dead.map(|(node, _)| *node).collect();
-        let silent = self.comings.unreached.keys().copied().collect();
+        let silent = self.map.nodes.iter().map(|node| node.id).filter(|node| *node != self.config.me);
+        let silent = silent.filter(|node| !self.beats.reaches(now, *node)).collect();
         for command in shardmaster::replacements(&self.map, &dead, &silent) {
             tracing::info!(?command, "a replica moves from a node that is dead or being drained");
             self.propose_master(now, Waiter::Nobody, &command);
@@ -252,12 +253,15 @@ impl<S: Store> Core<S> {
     }
 
     /// Since when nodes are silent. Everybody counts, so that the next leader of the shardmaster need not begin anew; but
-    /// who reaches no majority of the nodes is more likely to be cut off itself.
+    /// who reaches neither that leader nor a majority of the nodes is more likely to be cut off itself.
     fn count_silence(&mut self, now: Time) {
         let nodes = self.map.nodes.len();
+        let votes = |group: &&Group<S>| group.replica.configuration().contains(self.config.me);
+        let master = self.groups.get(&SHARDMASTER_GROUP).filter(votes);
+        let is_led = master.is_some_and(|group| group.replica.is_content());
         let others = self.map.nodes.iter().map(|node| node.id).filter(|node| *node != self.config.me);
         let unreached: BTreeSet<NodeId> = others.filter(|node| !self.beats.reaches(now, *node)).collect();
-        if nodes - unreached.len() < quorum_of(nodes) {
+        if !is_led && nodes - unreached.len() < quorum_of(nodes) {
             self.comings.unreached.clear();
             return;
         }

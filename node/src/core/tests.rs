@@ -4,9 +4,10 @@ use super::lead::Proposed;
 use super::stamping::MASTER_PROPOSALS_MAX;
 use super::testing::empty_master;
 use super::{Core, CoreConfig, Input};
+use paxos::election::Status;
 use paxos::{NodeId, Slot, Time};
 use shardkv::MemoryStore;
-use shardkv::map::{SHARDMASTER_GROUP, ShardMap};
+use shardkv::map::{NodeInfo, SHARDMASTER_GROUP, ShardMap};
 use shardkv::request::{OpError, ReplyBody, Request, RequestBody};
 use shardkv::types::{MoveId, Revision};
 use shardmaster::MasterCommand;
@@ -37,4 +38,22 @@ fn commands_of_the_shardmaster_under_way_are_bounded() {
     let refused = core.out.replies.iter().map(|(_, reply)| &reply.body).collect::<Vec<_>>();
     assert_eq!(refused, [&ReplyBody::Failed(OpError::Overloaded)]);
     assert_eq!(core.ready_lead(SHARDMASTER_GROUP).map(|lead| lead.proposed.len()), Ok(MASTER_PROPOSALS_MAX));
+}
+
+/// Every node counts since when others are silent, so that the next leader of the shardmaster need not begin anew; but one
+/// that is cut off counts nobody.
+#[test]
+fn silence_is_counted_by_those_who_are_not_cut_off() {
+    let mut core: Core<MemoryStore> = Core::new(CoreConfig::among(&[1, 2, 3, 4]), Vec::new(), Time(0));
+    let nodes = (1..=4).map(|id| NodeInfo { id: NodeId(id), ..NodeInfo::default() }).collect();
+    core.map = Arc::new(ShardMap { version: 1, nodes, ..ShardMap::default() });
+    let mut silent = |heard: &[u64], now| {
+        heard.iter().for_each(|node| core.hear(now, NodeId(*node), Status::default()));
+        core.place_replicas(now);
+        core.comings.unreached.clone()
+    };
+    let (then, later, last) = (Time(1_000_000), Time(9_000_000), Time(20_000_000));
+    assert_eq!(silent(&[2, 3], then), [(NodeId(4), then)].into());
+    assert_eq!(silent(&[2, 3], later), [(NodeId(4), then)].into());
+    assert_eq!(silent(&[2], last), [].into(), "two of four");
 }

@@ -85,12 +85,20 @@ struct KnownFile {
     last_node: u64,
 }
 
+/// Who is in the cluster, by one and the same map.
+#[derive(Default)]
+struct Members {
+    nodes: BTreeMap<NodeId, PeerAddress>,
+    /// The largest id that was ever given; 0 before any map is known.
+    last: u64,
+}
+
 /// The data directories under which the other nodes were met, remembered across restarts: a node
 /// that comes back with another one has lost its promises and must not vote under its old name.
 pub struct KnownPeers {
     path: PathBuf,
     ours: Handshake,
-    names: Mutex<BTreeMap<NodeId, PeerAddress>>,
+    members: Mutex<Members>,
     /// What this start was told of where nodes are; the shard map may still have the addresses of the last.
     described: BTreeMap<NodeId, PeerAddress>,
     known: Mutex<KnownFile>,
@@ -114,7 +122,7 @@ impl KnownPeers {
         Ok(KnownPeers {
             path,
             ours,
-            names: Mutex::new(names),
+            members: Mutex::new(Members { nodes: names, last: known.last_node }),
             described: config.peers.clone(),
             known: Mutex::new(known),
             refused_by: Mutex::default(),
@@ -123,14 +131,14 @@ impl KnownPeers {
 
     /// The other nodes, and where they are, as far as that is known.
     pub fn peers(&self) -> BTreeMap<NodeId, PeerAddress> {
-        let mut names = lock(&self.names).clone();
+        let mut names = lock(&self.members).nodes.clone();
         names.retain(|node, known| *node != self.ours.node && !known.address.is_empty());
         names
     }
 
     /// Whether a node is one of the cluster, as far as is known here.
     pub(super) fn is_member(&self, node: NodeId) -> bool {
-        lock(&self.names).contains_key(&node)
+        lock(&self.members).nodes.contains_key(&node)
     }
 
     /// The shard map says which nodes there are, and which id was given last. What cannot be written down is known until
@@ -138,7 +146,14 @@ impl KnownPeers {
     pub fn meet(&self, nodes: &BTreeMap<NodeId, PeerAddress>, last_node: NodeId) {
         let told =
             |(node, address): (&NodeId, &PeerAddress)| (*node, self.described.get(node).unwrap_or(address).clone());
-        *lock(&self.names) = nodes.iter().map(told).collect();
+        {
+            let mut members = lock(&self.members);
+            // After a crash a node may begin with a map that is older than what it has noted.
+            if last_node.0 < members.last {
+                return;
+            }
+            *members = Members { nodes: nodes.iter().map(told).collect(), last: last_node.0 };
+        }
         let mut known = lock(&self.known);
         let stored: BTreeMap<u64, PeerAddress> = nodes.iter().map(|(node, it)| (node.0, it.clone())).collect();
         if known.nodes == stored && known.last_node == last_node.0 {
@@ -180,13 +195,17 @@ impl KnownPeers {
             let text = format!("this is {}, not {}: correct the address of one of them", self.ours.node, theirs.to);
             return Err(Status::unavailable(text));
         }
-        let Some(name) = lock(&self.names).get(&theirs.node).map(|known| known.name.clone()) else {
-            if theirs.node.0 <= lock(&self.known).last_node {
+        let (name, last) = {
+            let members = lock(&self.members);
+            (members.nodes.get(&theirs.node).map(|known| known.name.clone()), members.last)
+        };
+        let Some(name) = name else {
+            if theirs.node.0 <= last {
                 return Err(self.refusal(
                     REMOVED,
                     format!(
-                        "{} was removed from this cluster, for good: a new node starts with an empty directory, another \
-                         name and --join",
+                        "{} was removed from this cluster, for good: a new node starts with an empty directory, --join and \
+                         a name that --initial-cluster does not have",
                         theirs.node
                     ),
                 ));
@@ -233,7 +252,7 @@ impl KnownPeers {
             Some(_) => {
                 let mut refused_by = lock(&self.refused_by);
                 refused_by.insert(by);
-                let most = 2 * refused_by.len() > lock(&self.names).len().saturating_sub(1);
+                let most = 2 * refused_by.len() > lock(&self.members).nodes.len().saturating_sub(1);
                 if most { Verdict::Stop } else { Verdict::TryOn }
             }
             None => Verdict::TryOn,
@@ -285,7 +304,7 @@ mod tests {
         KnownPeers {
             path: directory.join("peers.json"),
             ours: Handshake { cluster, node: NodeId(me), incarnation: 10 * me, to: NodeId(me) },
-            names: Mutex::new((1..=3).map(|id| (NodeId(id), address(id))).collect()),
+            members: Mutex::new(Members { nodes: (1..=3).map(|id| (NodeId(id), address(id))).collect(), last: 0 }),
             described: BTreeMap::new(),
             known: Mutex::default(),
             refused_by: Mutex::default(),
@@ -344,6 +363,8 @@ mod tests {
         let n5 = known(5, 7, directory.path());
         let refusal = n1.admit(Some(n5.ours(NodeId(1)))).expect_err("the map here is older");
         assert_eq!(n5.refused(NodeId(1), &refusal), Verdict::TryOn, "{refusal}");
+        n1.meet(&[1, 2, 3].map(|id| (NodeId(id), address(id))).into(), NodeId(3));
+        assert!(n1.is_member(NodeId(4)) && !n1.is_member(NodeId(3)), "that map is older");
     }
 
     #[test]

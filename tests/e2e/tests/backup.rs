@@ -75,26 +75,31 @@ async fn load(endpoint: &str) {
     }
 }
 
-/// Three new nodes, each restored; their endpoints.
+/// Three new nodes, each restored, and one that joins them; their endpoints.
 fn restore(directory: &Path, backups: &str, name: &str) -> (Vec<Process>, Vec<String>) {
-    let ports = free_ports(6).expect("six free ports");
+    let ports = free_ports(8).expect("eight free ports");
     let ports: Vec<[u16; 2]> = ports.chunks(2).map(|ports| [ports[0], ports[1]]).collect();
-    let list: Vec<String> = ports.iter().zip(1..).map(|([_, peer], n)| format!("n{n}=127.0.0.1:{peer}")).collect();
+    let list: Vec<String> = ports.iter().zip(1..=3).map(|([_, peer], n)| format!("n{n}=127.0.0.1:{peer}")).collect();
     let (list, mut nodes) = (list.join(","), Vec::new());
     let settings = |n: usize| {
         let data = directory.join(format!("restored-{n}")).to_str().expect("UTF-8").to_owned();
         let node = [("--name", format!("n{n}")), ("--data-dir", data), ("--initial-cluster", list.clone())];
         node.into_iter().flat_map(|(option, value)| [option.to_owned(), value]).collect::<Vec<_>>()
     };
+    let mut said = String::new();
     for n in 1..=3 {
         let words = ["restore", "--from", backups, "--backup", name, "--data-groups", "3"].map(str::to_owned);
         let words: Vec<String> = words.into_iter().chain(settings(n)).collect();
-        run_well(&words.iter().map(String::as_str).collect::<Vec<_>>());
+        said = run_well(&words.iter().map(String::as_str).collect::<Vec<_>>());
     }
+    let descent = said.lines().find_map(|line| line.split_once("--descent ")).expect("it says so").1;
     for (index, [client, peer]) in ports.iter().enumerate() {
         let listen = ["--listen-client".into(), format!("127.0.0.1:{client}"), "--listen-peer".into()];
         let words = ["start".to_owned()].into_iter().chain(settings(index + 1)).chain(listen);
-        let words: Vec<OsString> = words.chain([format!("127.0.0.1:{peer}")]).map(OsString::from).collect();
+        let joins = ["--join", "--data-groups", "3", "--descent", descent, "--advertise-peer"].map(str::to_owned);
+        let joins = joins.into_iter().chain([format!("127.0.0.1:{peer}")]);
+        let words = words.chain([format!("127.0.0.1:{peer}")]).chain(joins.filter(|_| index == 3));
+        let words: Vec<OsString> = words.map(OsString::from).collect();
         let log = directory.join(format!("restored-{index}.log"));
         let binary = System::Cloudpaxos.binary().expect("the binary is built");
         nodes.push(Process::start("restored", &binary, &words, &log).expect("it starts"));
@@ -175,7 +180,9 @@ async fn a_backup_under_load_becomes_another_cluster() {
     assert!(new.revision > old.revision, "nothing goes back in time: {} behind {}", new.revision, old.revision);
     assert_eq!(new.raft_term, old.raft_term + 1);
 
-    // It is a cluster like any other.
+    // It is a cluster like any other, and one more node has joined it.
+    let listed = run_well(&["nodes", "list", "--endpoints", address(&restored[3])]);
+    assert!(listed.contains(" n4 "), "{listed}");
     let mut client = kv(channel(&restored[1]));
     let put = pb::PutRequest { key: key(1), value: Bytes::from_static(b"newer"), prev_kv: true, ..Default::default() };
     let answer = client.put(put).await.expect("it answers").into_inner();
