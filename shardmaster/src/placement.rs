@@ -277,9 +277,9 @@ mod tests {
         assert_eq!(wanted(&map, &[1, 4]), [(1, vec![2, 3, 5])]);
         map.nodes[4].draining = true;
         assert_eq!(wanted(&map, &[1, 4]), [(1, vec![1, 2, 3])], "nobody can come in its place");
-        let mut map = super::tests::map(6, &[&[1, 2, 3]]);
+        let mut map = self::map(6, &[&[1, 2, 3]]);
         map.shardmaster.next = [1, 4, 5].map(NodeId).to_vec();
-        map.nodes[4].draining = true;
+        map.nodes.iter_mut().filter(|node| [2, 3, 5].contains(&node.id.0)).for_each(|node| node.draining = true);
         assert_eq!(wanted(&map, &[4]), [(1, vec![1, 2, 3])], "one spare for two that are lost");
     }
 
