@@ -40,6 +40,10 @@ impl MasterState {
         if let Some(stranger) = members.iter().find(|node| !keeps(node)) {
             return refused(format!("{stranger} is no node of the map that holds replicas of data groups"));
         }
+        let leaves = |node: &&NodeId| self.map.nodes.iter().any(|known| known.id == **node && known.draining);
+        if let Some(node) = members.iter().find(leaves) {
+            return refused(format!("{node} is being drained: stop that first, or choose another node"));
+        }
         let id = GroupId(self.map.last_group.0 + 1);
         self.map.last_group = id;
         self.map.groups.push(GroupInfo { nonce, ..GroupInfo::new(id, members) });
@@ -131,6 +135,9 @@ mod tests {
         assert_eq!(*members, [1, 4, 5].map(NodeId), "the emptiest of each zone");
         let stranger = GroupChange::Create { members: vec![NodeId(9)], nonce: 78 };
         assert!(matches!(change(&mut state, stranger), MasterOutcome::Failed(_)));
+        state.apply(MasterCommand::DrainNode { node: NodeId(5), drain: true });
+        let leaves = GroupChange::Create { members: vec![NodeId(4), NodeId(5)], nonce: 79 };
+        assert!(matches!(change(&mut state, leaves), MasterOutcome::Failed(_)), "it is being drained");
     }
 
     #[test]

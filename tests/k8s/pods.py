@@ -90,8 +90,9 @@ class Pod:
     def __init__(self, cluster: Cluster, workload: dict, name: str, address: str):
         self.cluster, self.workload, self.name, self.address = cluster, workload, name, address
         self.template = pod_template(workload)
+        # Where a control plane gives pods no label, the variable is empty: here only those with data have one.
         ordinal = name.rpartition("-")[2]
-        self.zone = f"zone-{int(ordinal) % 3}" if ordinal.isdigit() else "zone-0"
+        self.zone = f"zone-{int(ordinal) % 3}" if ordinal.isdigit() and "shardkv" in name else ""
         self.spec = self.template["spec"]
         self.container = self.spec["containers"][0]
         self.directory = cluster.directory / "pods" / f"{name}.{address}.{time.monotonic_ns()}"
