@@ -33,6 +33,22 @@ impl Staged {
     }
 }
 
+/// Consecutive entries, cut into pieces of about so many bytes, of one entry at least.
+fn pieces(entries: &[Bytes], bytes_max: usize) -> impl Iterator<Item = &[Bytes]> {
+    let mut rest = entries;
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fits = |entry: &&Bytes| {
+            bytes += entry.len();
+            bytes <= bytes_max
+        };
+        let count = rest.iter().take_while(fits).count().max(1).min(rest.len());
+        let (piece, behind) = rest.split_at(count);
+        rest = behind;
+        (!piece.is_empty()).then_some(piece)
+    })
+}
+
 /// What became of an AcceptSync.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Synced {
@@ -299,9 +315,9 @@ impl Acceptor {
         }
     }
 
-    /// The whole state, with all entries above `flushed` written again in pieces. Staging restarts.
+    /// The whole state, with all entries above `flushed` written again in pieces, and what is staged: a
+    /// synchronisation that takes longer than it is from one checkpoint to the next would otherwise never end.
     pub fn checkpoint(&mut self, flushed: Slot, piece_bytes_max: usize, records: &mut Vec<Record>) {
-        self.staged = None;
         let length = self.log.length();
         let first_kept = flushed.next().max(self.log.first_kept());
         let mut start = first_kept;
@@ -313,5 +329,11 @@ impl Acceptor {
         }
         let (promised, accepted, decided, suspect) = (self.promised, self.accepted, self.decided, self.suspect);
         records.push(Record::State { promised, accepted, first_kept, length, decided, suspect });
+        let Some(Staged { ballot, cut, entries }) = &self.staged else { return };
+        let mut start = cut.next();
+        for piece in pieces(entries, piece_bytes_max) {
+            records.push(Record::Staged { ballot: *ballot, start, entries: piece.to_vec() });
+            start = Slot(start.0 + piece.len() as u64);
+        }
     }
 }

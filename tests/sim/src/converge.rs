@@ -1,10 +1,13 @@
 //! The end of a run: everything heals, everybody gets answers, all replicas become equal; then the
 //! history is judged.
 
-use crate::world::{Event, Phase, World};
+use crate::world::{self, Phase, World};
+use bytes::Bytes;
 use node::core::Machine;
 use paxos::{GroupId, NodeId, Slot};
-use shardkv::types::{Epoch, ShardId};
+use shardkv::ops::{Op, OpResult, Range, RangeResult};
+use shardkv::types::{Epoch, Keys, Revision, ShardId};
+use shardkv::{Event, MemoryStore, ReadError, Reader};
 use std::collections::BTreeSet;
 
 /// Clients go on for so long after everything was mended.
@@ -25,8 +28,7 @@ impl World {
             Phase::Healed => self.enter(Phase::Quiet, LOOK_MICROS),
             Phase::Quiet => {
                 if self.clients.iter().all(|client| client.pending.is_none()) && self.gateways_run() {
-                    let reads = 0..self.gateways.len();
-                    self.unread = reads.filter(|index| !self.is_retired(self.gateways[*index].local)).collect();
+                    self.read_again();
                     self.enter(Phase::FinalReads, 0);
                 } else {
                     self.look_again("calls are still unanswered")?;
@@ -40,7 +42,13 @@ impl World {
                     }
                     self.look_again("a final read is still unanswered")?;
                 } else if let Some(unequal) = unequal {
+                    self.converged = false;
                     self.look_again(&unequal)?;
+                } else if !self.converged {
+                    // What the last moves, images and new members have made of the data is read, too.
+                    self.converged = true;
+                    self.read_again();
+                    self.look_again("a read after everything has become equal is still unanswered")?;
                 } else {
                     self.enter(Phase::Over, 0);
                 }
@@ -50,10 +58,16 @@ impl World {
         Ok(())
     }
 
+    /// Every gateway is to read everything.
+    fn read_again(&mut self) {
+        let reads = 0..self.gateways.len();
+        self.unread = reads.filter(|index| !self.is_retired(self.gateways[*index].local)).collect();
+    }
+
     fn enter(&mut self, phase: Phase, length: u64) {
         self.trace.line(self.now, format_args!("phase {phase:?}"));
         (self.phase, self.phase_since) = (phase, self.now);
-        self.schedule(length, Event::Phase);
+        self.schedule(length, world::Event::Phase);
     }
 
     fn look_again(&mut self, why: &str) -> Result<(), String> {
@@ -62,7 +76,7 @@ impl World {
             let seconds = CONVERGE_MICROS_MAX / 1_000_000;
             return Err(format!("no convergence {seconds} s after everything was mended: {why}{}", groups.concat()));
         }
-        self.schedule(LOOK_MICROS, Event::Phase);
+        self.schedule(LOOK_MICROS, world::Event::Phase);
         Ok(())
     }
 
@@ -75,11 +89,23 @@ impl World {
             site.disk.fail_syncs(0);
             site.paused_until = site.paused_until.min(self.now + 1);
             let delay = self.random.below(100_000);
-            self.schedule(delay, Event::Restart(node));
+            self.schedule(delay, world::Event::Restart(node));
         }
         for gateway in 0..self.gateways.len() {
-            self.schedule(200_000, Event::GatewayStart(gateway));
+            if self.knows_nobody(gateway) {
+                self.stop_gateway(gateway);
+            }
+            self.schedule(200_000, world::Event::GatewayStart(gateway));
         }
+    }
+
+    /// Whether all nodes that a gateway knows were replaced while it heard from none: nodes are lost within seconds here.
+    /// Its operator starts it anew, and names nodes that are there (`--known-nodes`).
+    fn knows_nobody(&self, gateway: usize) -> bool {
+        let present = self.present_nodes();
+        let gateway = &self.gateways[gateway];
+        let map = gateway.machine.as_ref().and_then(|machine| machine.map());
+        gateway.local.is_none() && map.is_some_and(|map| !map.nodes.iter().any(|node| present.contains(&node.id)))
     }
 
     fn is_retired(&self, node: Option<NodeId>) -> bool {
@@ -161,6 +187,27 @@ impl World {
         text
     }
 
+    /// The hash tells what was done; this is what is stored: every key, and every change that history still has. Images,
+    /// moves and collection must leave the same behind everywhere.
+    fn compare_contents(&self, group: GroupId, states: &[(NodeId, Slot, u64)]) -> Result<(), String> {
+        let mut first: Option<(NodeId, Slot, Contents)> = None;
+        for (node, slot, _) in states {
+            let process = self.sites.get(node).and_then(|site| site.process.as_ref());
+            let Some(Machine::Data(reader)) = process.and_then(|it| it.machines.machine(group)) else { continue };
+            let contents = contents(&reader).map_err(|error| format!("{node} cannot read {group}: {error}"))?;
+            match &first {
+                None => first = Some((*node, *slot, contents)),
+                Some((other, at, known)) if at == slot && *known != contents => {
+                    return Err(format!(
+                        "{group} holds {known:?} on {other}, and {contents:?} on {node}, both at slot {slot}"
+                    ));
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(())
+    }
+
     /// All data replicas at the same slot have the same state; every client's view is explained.
     pub(crate) fn judge(&mut self) -> Result<(), String> {
         for group in self.groups().iter().skip(1) {
@@ -176,6 +223,7 @@ impl World {
                     return Err(format!("replicas of {group} differ at the end: {states:?}"));
                 }
             }
+            self.compare_contents(*group, &states)?;
         }
         for gateway in &self.gateways {
             let retries = gateway.machine.as_ref().map_or(0, |machine| machine.status().retries);
@@ -191,4 +239,19 @@ impl World {
         let report = checkers::check(&self.history);
         if report.is_ok() { Ok(()) } else { Err(report.to_string()) }
     }
+}
+
+/// What a replica stores: everything at its newest revision, and what has changed since its floor.
+type Contents = (Revision, OpResult, Vec<Event>);
+
+fn contents(reader: &Reader<MemoryStore>) -> Result<Contents, ReadError> {
+    let owned = reader.shards();
+    let shards: Vec<(ShardId, Epoch)> = owned.iter().map(|shard| (shard.id, shard.epoch)).collect();
+    if shards.is_empty() {
+        return Ok((Revision(0), OpResult::Range(RangeResult::default()), Vec::new()));
+    }
+    let (newest, all) = reader.serializable(&shards, &Op::Range(Range::all(Keys::From(Bytes::new()))))?;
+    let floor = owned.iter().map(|shard| shard.floor).max().unwrap_or_default();
+    let changes = reader.changes(&shards, &Keys::From(Bytes::new()), (floor, newest), usize::MAX / 1024, false)?;
+    Ok((newest, all, changes.events))
 }

@@ -23,6 +23,19 @@ pub struct Losses {
     removed: BTreeSet<NodeId>,
     /// Somebody is at work.
     replacing: bool,
+    /// What the operator has asked for, and when: it may be on its way, and come into force all the same.
+    wishes: Vec<(u64, Vec<NodeId>)>,
+}
+
+/// A wish is on its way no longer than this.
+const WISH_MICROS: u64 = 10_000_000;
+
+impl Losses {
+    /// The operator wants these members for some group.
+    pub(crate) fn wished(&mut self, now: u64, members: Vec<NodeId>) {
+        self.wishes.retain(|(at, _)| now - at < WISH_MICROS);
+        self.wishes.push((now, members));
+    }
 }
 
 impl World {
@@ -93,7 +106,9 @@ impl World {
         };
         let planned = map.all_groups().flat_map(|group| [&group.replicas, &group.next, &group.sealed]);
         let first = self.plan.groups.iter().map(|(_, replicas)| replicas);
-        planned.chain(first.filter(|_| map.version <= 1)).all(enough)
+        let wishes = self.losses.wishes.iter().filter(|(at, _)| self.now - at < WISH_MICROS);
+        let wishes = wishes.map(|(_, members)| members);
+        planned.chain(first.filter(|_| map.version <= 1)).chain(wishes).all(enough)
             && self.known_configurations().all(|it| enough(&it.members))
     }
 

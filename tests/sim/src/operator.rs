@@ -23,6 +23,7 @@ impl World {
         let members = self.members();
         self.coverage.hit("members.wanted");
         self.trace.line(self.now, format_args!("operator wants {members:?} in {group}"));
+        self.losses.wished(self.now, members.clone());
         self.ask_shardmaster(&RequestBody::ChangeMembers { group, members });
     }
 

@@ -155,6 +155,8 @@ pub struct World {
     pub phase_since: u64,
     /// Gateways whose final read is still missing.
     pub unread: BTreeSet<usize>,
+    /// Everything was equal when it was last looked at, at the end.
+    pub converged: bool,
     /// Every group of which there ever was a replica.
     pub hosted: BTreeSet<GroupId>,
     /// Nodes that will never start again.
@@ -186,6 +188,7 @@ impl World {
             phase: Phase::Faults,
             phase_since: 0,
             unread: BTreeSet::new(),
+            converged: false,
             hosted: plan.groups.iter().map(|(group, _)| *group).collect(),
             losses: Losses::default(),
             plan,
