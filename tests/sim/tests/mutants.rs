@@ -29,7 +29,7 @@ fn sending_before_durable_is_noticed() {
 
 #[test]
 fn counting_unsent_votes_is_noticed() {
-    caught(Mutant::CountUnsentVotes, 20, &["agreement", "violations", "beyond the leader's"]);
+    caught(Mutant::CountUnsentVotes, 20, &["agreement", "violations", "beyond its leader's"]);
 }
 
 #[test]
