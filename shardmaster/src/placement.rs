@@ -34,7 +34,7 @@ pub fn replacements(map: &ShardMap, dead: &BTreeSet<NodeId>, silent: &BTreeSet<N
             }
         }
     }
-    let lost = |node: &NodeId| dead.contains(node) || is_draining(map, *node);
+    let lost = |node: &NodeId| dead.contains(node) || is_leaving(map, *node);
     for group in map.all_groups() {
         if group.next.iter().any(|node| !group.replicas.contains(node) && lost(node)) {
             let planned = GroupInfo { replicas: group.next.clone(), ..GroupInfo::new(group.id, Vec::new()) };
@@ -49,8 +49,9 @@ pub fn replacements(map: &ShardMap, dead: &BTreeSet<NodeId>, silent: &BTreeSet<N
     commands
 }
 
-fn is_draining(map: &ShardMap, node: NodeId) -> bool {
-    map.nodes.iter().any(|known| known.id == node && known.draining)
+/// Whether a node is being drained, or was removed before the map knew what it held.
+fn is_leaving(map: &ShardMap, node: NodeId) -> bool {
+    map.nodes.iter().find(|known| known.id == node).is_none_or(|known| known.draining)
 }
 
 /// How many replicas each node holds, or is to hold.
@@ -79,7 +80,7 @@ struct Spares<'a> {
 
 impl Spares<'_> {
     fn must_leave(&self, node: NodeId) -> bool {
-        self.dead.contains(&node) || is_draining(self.map, node)
+        self.dead.contains(&node) || is_leaving(self.map, node)
     }
 
     /// Nodes that could hold one more replica of a group.
@@ -244,6 +245,14 @@ mod tests {
         assert_eq!(wanted(&map, &[2]), [(1, vec![1, 3, 4])], "one place for two: the drained one waits");
         map.nodes[3].draining = true;
         assert_eq!(wanted(&map, &[]), [], "there is nowhere to go to");
+    }
+
+    /// A configuration that began unnoticed names a node that was forgotten meanwhile.
+    #[test]
+    fn a_member_that_the_map_does_not_know_is_replaced() {
+        let mut map = map(4, &[&[1, 2, 3]]);
+        map.nodes.remove(2);
+        assert_eq!(wanted(&map, &[]), [(1, vec![1, 2, 4])]);
     }
 
     #[test]

@@ -190,8 +190,16 @@ impl<S: Store> Core<S> {
             }
             return;
         }
-        let Some(lead) = group.lead.as_mut() else { return };
         let present = group.replica.configuration().clone();
+        let Some(lead) = group.lead.as_mut() else {
+            // Nobody leads what has begun, perhaps because a member that the map does not know of has no replica: it
+            // followed as a learner, and closed when something else was wanted.
+            let unled = plan.config < present.id && !group.replica.is_content();
+            if unled && present.contains(self.config.me) && plan.sealed != present.members {
+                self.tell_configuration(now, id, present, false);
+            }
+            return;
+        };
         if plan.config < present.id && lead.ready {
             return self.tell_configuration(now, id, present, true);
         }

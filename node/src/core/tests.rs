@@ -2,14 +2,15 @@
 
 use super::lead::Proposed;
 use super::stamping::MASTER_PROPOSALS_MAX;
-use super::testing::empty_master;
+use super::testing::{empty_master, owner};
 use super::{Core, CoreConfig, Input};
+use crate::wire::NodeMessage;
 use paxos::election::Status;
-use paxos::{NodeId, Slot, Time};
+use paxos::{Ballot, ConfigId, Configuration, GroupId, NodeId, Slot, Time};
 use shardkv::MemoryStore;
-use shardkv::map::{NodeInfo, SHARDMASTER_GROUP, ShardMap};
+use shardkv::map::{GroupInfo, NodeInfo, SHARDMASTER_GROUP, ShardMap};
 use shardkv::request::{OpError, ReplyBody, Request, RequestBody};
-use shardkv::types::{MoveId, Revision};
+use shardkv::types::{Epoch, MoveId, Revision, ShardId};
 use shardmaster::MasterCommand;
 use std::sync::Arc;
 
@@ -56,4 +57,28 @@ fn silence_is_counted_by_those_who_are_not_cut_off() {
     assert_eq!(silent(&[2, 3], then), [(NodeId(4), then)].into());
     assert_eq!(silent(&[2, 3], later), [(NodeId(4), then)].into());
     assert_eq!(silent(&[2], last), [].into(), "two of four");
+}
+
+/// A configuration has begun, and its leader is lost before the map knows. A member that had followed as a learner, and
+/// closed its replica because something else was wanted by then, does not know that it is needed: whoever does says so.
+/// (Seed 102839 of the simulator.)
+#[test]
+fn a_configuration_without_a_leader_is_told_so_that_its_members_come() {
+    let (id, wanted) = (GroupId(2), vec![NodeId(1), NodeId(2), NodeId(3)]);
+    let (mut hosted, _group) = owner(id, ShardId(1), Epoch(1));
+    hosted.configuration = Configuration::first(vec![NodeId(2)]).next(wanted.clone());
+    let mut core = Core::new(CoreConfig::among(&[1, 2, 3]), vec![hosted], Time(0));
+    let info = GroupInfo::new(id, vec![NodeId(2)]);
+    core.map = Arc::new(ShardMap { version: 1, groups: vec![info], ..ShardMap::default() });
+    let leader = Ballot { config: ConfigId(0), round: 1, node: NodeId(3), boot: 1 };
+    core.hear(Time(1), NodeId(3), Status { leader, ..Status::default() });
+    core.out.send.clear();
+    core.follow_plan(Time(1), id);
+    let told = NodeMessage::Configured { group: id, config: ConfigId(1), members: wanted.clone(), begun: false };
+    assert_eq!(core.out.send, [(NodeId(3), told)]);
+    core.out.send.clear();
+    let info = GroupInfo { sealed: wanted, ..GroupInfo::new(id, vec![NodeId(2)]) };
+    core.map = Arc::new(ShardMap { version: 2, groups: vec![info], ..ShardMap::default() });
+    core.follow_plan(Time(2), id);
+    assert_eq!(core.out.send, [], "the map knows");
 }
