@@ -3,6 +3,7 @@
 //! [`core`] is the whole node as one synchronous machine without I/O; the simulator runs it as it
 //! is. [`runtime`] (feature `runtime`) gives it threads, sockets, a log on disk and RocksDB.
 
+pub mod collection;
 pub mod core;
 pub mod host;
 #[cfg(feature = "runtime")]

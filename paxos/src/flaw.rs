@@ -36,6 +36,10 @@ pub enum Flaw {
     AppliedBeforeData,
     /// A group takes commands for a shard at a newer epoch than the one that it owns it at.
     TakeNewerEpoch,
+    /// A shard moves with its keys and their history, but without the index by revision.
+    MoveWithoutIndex,
+    /// When the store is flushed, what was applied meanwhile is taken for flushed, too.
+    FlushedAsOfItsEnd,
     /// A shard that has arrived, and is to be cut before it was activated, is taken for one whose move was called off.
     DiscardWhatIsCut,
 }

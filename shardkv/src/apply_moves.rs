@@ -12,6 +12,7 @@ use crate::state::{OwnedShard, Shard, Stretch};
 use crate::store::{Store, StoreError, View};
 use crate::types::{Bounds, Epoch, MoveId, Revision, ShardId};
 use bytes::Bytes;
+use paxos::flaw::{self, Flaw};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -163,7 +164,9 @@ impl<S: Store> Call<'_, S> {
             last = if entry.revision == last.0 { (last.0, last.1 + 1) } else { (entry.revision, 1) };
             row.push(entry);
             if row.len() == INDEX_ROW_ENTRIES_MAX || at + 1 == count {
-                self.overlay.put(space.index(last.0, last.1), record::index_row(&row));
+                if !flaw::is(Flaw::MoveWithoutIndex) {
+                    self.overlay.put(space.index(last.0, last.1), record::index_row(&row));
+                }
                 row.clear();
             }
         }

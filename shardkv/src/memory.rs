@@ -23,6 +23,16 @@ struct State {
     durable: Rows,
     /// Written since the last flush, in order.
     unflushed: Vec<WriteBatch>,
+    /// All batches that were ever written.
+    written: u64,
+}
+
+impl State {
+    fn flush_first(&mut self, batches: usize) {
+        for batch in self.unflushed.drain(..batches) {
+            apply(&mut self.durable, &batch);
+        }
+    }
 }
 
 impl MemoryStore {
@@ -49,6 +59,19 @@ impl MemoryStore {
     /// How many batches a crash could lose.
     pub fn unflushed(&self) -> usize {
         self.state.read().unwrap_or_else(PoisonError::into_inner).unflushed.len()
+    }
+
+    /// How many batches were ever written: a flush that begins now makes these durable, and none that comes while it runs.
+    pub fn written(&self) -> u64 {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).written
+    }
+
+    /// Makes the first `written` batches durable (see [`MemoryStore::written`]).
+    pub fn flush_written(&self, written: u64) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        let behind = usize::try_from(state.written.saturating_sub(written)).unwrap_or(usize::MAX);
+        let batches = state.unflushed.len().saturating_sub(behind);
+        state.flush_first(batches);
     }
 
     /// How many rows there are.
@@ -105,6 +128,7 @@ impl Store for MemoryStore {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         apply(Arc::make_mut(&mut state.now), batch);
         state.unflushed.push(batch.clone());
+        state.written += 1;
         Ok(())
     }
 
@@ -118,10 +142,8 @@ impl Store for MemoryStore {
 
     fn flush(&self) -> Result<(), StoreError> {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        let unflushed = std::mem::take(&mut state.unflushed);
-        for batch in &unflushed {
-            apply(&mut state.durable, batch);
-        }
+        let batches = state.unflushed.len();
+        state.flush_first(batches);
         Ok(())
     }
 
@@ -134,5 +156,30 @@ impl Store for MemoryStore {
         apply(Arc::make_mut(&mut state.now), &batch);
         apply(&mut state.durable, &batch);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flush_makes_durable_what_was_written_when_it_began() {
+        let store = MemoryStore::new();
+        let put = |key: &str| {
+            let mut batch = WriteBatch::default();
+            batch.put(key.into(), "".into());
+            store.write(&batch).unwrap_or_else(|error| panic!("{error}"));
+        };
+        put("before");
+        let begun = store.written();
+        put("meanwhile");
+        store.flush_written(begun);
+        assert_eq!(store.unflushed(), 1);
+        store.crash();
+        assert_eq!(store.rows(), 1);
+        put("after");
+        store.flush_written(begun);
+        assert_eq!(store.unflushed(), 1, "an old flush says nothing of what came later");
     }
 }

@@ -4,6 +4,7 @@
 //! everything before their segment may go.
 
 use super::Core;
+use paxos::flaw::{self, Flaw};
 use paxos::{GroupId, Record, Slot, Time};
 use shardkv::store::Store;
 use std::collections::BTreeMap;
@@ -48,7 +49,10 @@ impl<S: Store> Core<S> {
         if number != self.reclaim.flushes {
             return;
         }
-        let Some(flushed) = self.reclaim.flushing.take() else { return };
+        let Some(mut flushed) = self.reclaim.flushing.take() else { return };
+        if flaw::is(Flaw::FlushedAsOfItsEnd) {
+            flushed = self.groups.iter().map(|(id, group)| (*id, group.applied)).collect();
+        }
         let limits = self.config.limits;
         // A replica that was opened meanwhile has its first records where segments are about to go; of its state nothing
         // counts as flushed.

@@ -89,6 +89,14 @@ impl Model {
                 }
                 (next, Answer::Delete { previous })
             }
+            Operation::DeleteRange { start, end } => {
+                let previous = self.states(start, end, now);
+                self.revision = next;
+                for state in &previous {
+                    self.set(&state.key, None);
+                }
+                (next, Answer::DeletedRange { previous })
+            }
             Operation::Get { key, mode } => {
                 let (header, at) = self.read_revision(*mode, gap, choice);
                 let state = KeyState { key: key.clone(), seen: self.at(key, at) };
@@ -138,6 +146,8 @@ fn operation(step: &Step, position: usize, model: &Model) -> Operation {
     let past = Revision(model.revision.0.saturating_sub(u64::from(step.choice % 8)));
     match step.kind {
         0..=2 => Operation::Put { key, value: value(0) },
+        3 if step.choice.is_multiple_of(8) => Operation::DeleteRange { start: key, end: self::key(step.key + 2) },
+        3 if step.choice.is_multiple_of(4) => Operation::DeleteRange { start: key, end },
         3 => Operation::Delete { key },
         4 | 5 => Operation::Get { key, mode: ReadMode::Linearizable },
         6 if step.choice.is_multiple_of(2) => Operation::Get { key, mode: ReadMode::Serializable },

@@ -133,6 +133,13 @@ pub enum Operation {
         /// The key.
         key: Key,
     },
+    /// Deletes all keys of `[start, end)` at one revision and asks for their previous states.
+    DeleteRange {
+        /// The first key inside.
+        start: Key,
+        /// The first key outside.
+        end: Key,
+    },
     /// Reads one key.
     Get {
         /// The key.
@@ -165,7 +172,10 @@ impl Operation {
         match self {
             Operation::Put { key, value } => vec![(key, value)],
             Operation::Txn { puts, .. } => puts.iter().map(|(key, value)| (key, value)).collect(),
-            Operation::Delete { .. } | Operation::Get { .. } | Operation::Range { .. } => Vec::new(),
+            Operation::Delete { .. }
+            | Operation::DeleteRange { .. }
+            | Operation::Get { .. }
+            | Operation::Range { .. } => Vec::new(),
         }
     }
 }
@@ -179,6 +189,11 @@ pub enum Answer {
     Delete {
         /// What was deleted.
         previous: Option<Seen>,
+    },
+    /// A deletion of a range was done: at the header's revision, if something was there.
+    DeletedRange {
+        /// What was deleted, ascending; `seen` is never `None`.
+        previous: Vec<KeyState>,
     },
     /// A get or range: the keys that exist, ascending.
     Read {
@@ -239,7 +254,19 @@ impl Event {
         let (_, header, answer) = self.answered()?;
         match answer {
             Answer::Put | Answer::TxnDone | Answer::Delete { previous: Some(_) } => Some(header),
+            Answer::DeletedRange { previous } => (!previous.is_empty()).then_some(header),
             Answer::Delete { previous: None } | Answer::Read { .. } | Answer::TxnRefused { .. } => None,
+        }
+    }
+
+    /// The keys that the event's writes changed, as far as its answer tells.
+    pub fn written_keys(&self) -> Vec<&Key> {
+        match (&self.operation, self.answered()) {
+            (Operation::Delete { key }, _) => vec![key],
+            (Operation::DeleteRange { .. }, Some((_, _, Answer::DeletedRange { previous }))) => {
+                previous.iter().map(|state| &state.key).collect()
+            }
+            (operation, _) => operation.puts().into_iter().map(|(key, _)| key).collect(),
         }
     }
 }
@@ -258,6 +285,22 @@ pub struct Change {
     pub key: Key,
     /// Its new value; `None` for a deletion.
     pub value: Option<Value>,
+}
+
+/// The changes of all keys, in order, as the store tells them at the end.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeLog {
+    /// From this revision on it is complete; what lay below may have been compacted.
+    pub from: Revision,
+    /// The changes, by revision.
+    pub changes: Vec<Change>,
+}
+
+impl ChangeLog {
+    /// A log from the first revision on.
+    pub fn complete(changes: Vec<Change>) -> ChangeLog {
+        ChangeLog { from: Revision(0), changes }
+    }
 }
 
 /// What one watch delivered, in the order of delivery.
@@ -287,8 +330,8 @@ pub struct WatchAnswer {
 pub struct History {
     /// The requests, in any order.
     pub events: Vec<Event>,
-    /// All changes that the store ever applied, if it was asked for them at the end.
-    pub log: Option<Vec<Change>>,
+    /// The changes that the store applied, if it was asked for them at the end.
+    pub log: Option<ChangeLog>,
     /// What watches delivered meanwhile.
     pub watches: Vec<WatchLog>,
 }
@@ -297,7 +340,7 @@ pub struct History {
 #[derive(Serialize, Deserialize)]
 enum Line {
     Event(Event),
-    Log(Vec<Change>),
+    Log(ChangeLog),
     Watch(WatchLog),
 }
 

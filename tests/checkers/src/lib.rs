@@ -43,8 +43,8 @@ pub mod watch;
 pub mod wgl;
 
 pub use history::{
-    Answer, Change, ClientId, Event, EventIndex, Guard, History, HistoryError, Key, KeyState, Operation, Outcome,
-    ReadMode, Revision, Seen, Time, Value, WatchAnswer, WatchLog,
+    Answer, Change, ChangeLog, ClientId, Event, EventIndex, Guard, History, HistoryError, Key, KeyState, Operation,
+    Outcome, ReadMode, Revision, Seen, Time, Value, WatchAnswer, WatchLog,
 };
 pub use report::{Report, Violation};
 

@@ -11,7 +11,7 @@
 //!   [`crate::serializability`].)
 
 use crate::timeline::Timeline;
-use crate::{Answer, ClientId, Event, EventIndex, History, Key, Operation, ReadMode, Revision, Time, Violation};
+use crate::{ClientId, Event, EventIndex, History, Key, Operation, ReadMode, Revision, Time, Violation};
 use std::collections::BTreeMap;
 
 /// What counts of an event here.
@@ -29,19 +29,18 @@ struct Point {
 pub(crate) fn is_linearizable(operation: &Operation) -> bool {
     match operation {
         Operation::Get { mode, .. } | Operation::Range { mode, .. } => *mode == ReadMode::Linearizable,
-        Operation::Put { .. } | Operation::Delete { .. } | Operation::Txn { .. } => true,
+        Operation::Put { .. } | Operation::Delete { .. } | Operation::DeleteRange { .. } | Operation::Txn { .. } => {
+            true
+        }
     }
 }
 
 fn point(index: EventIndex, event: &Event, timeline: &Timeline) -> Option<Point> {
     let (client, invoked) = (event.client, event.invoked);
     match event.answered() {
-        Some((at, header, answer)) if is_linearizable(&event.operation) => {
+        Some((at, header, _)) if is_linearizable(&event.operation) => {
             assert!(at >= invoked, "event {} was answered at {at:?}, before it began at {invoked:?}", index.0);
-            let writes = match answer {
-                Answer::Put | Answer::TxnDone | Answer::Delete { previous: Some(_) } => true,
-                Answer::Delete { previous: None } | Answer::Read { .. } | Answer::TxnRefused { .. } => false,
-            };
+            let writes = event.acknowledged_write().is_some();
             Some(Point { index, client, invoked, answered: Some(at), header, writes })
         }
         Some(_) => None,
@@ -72,7 +71,7 @@ pub fn check(history: &History, timeline: &Timeline) -> Vec<Violation> {
             if raise(&mut largest) {
                 largest = Some(p);
             }
-            for key in if p.writes { written_keys(&history.event(p.index).operation) } else { Vec::new() } {
+            for key in if p.writes { history.event(p.index).written_keys() } else { Vec::new() } {
                 let newest = written.entry(key).or_insert(p);
                 if p.header > newest.header {
                     *newest = p;
@@ -89,22 +88,13 @@ pub fn check(history: &History, timeline: &Timeline) -> Vec<Violation> {
     violations
 }
 
-/// The keys that an operation may change.
-fn written_keys(operation: &Operation) -> Vec<&Key> {
-    match operation {
-        Operation::Put { key, .. } | Operation::Delete { key } => vec![key],
-        Operation::Txn { puts, .. } => puts.iter().map(|(key, _)| key).collect(),
-        Operation::Get { .. } | Operation::Range { .. } => Vec::new(),
-    }
-}
-
 /// The newest of the answered writes on the keys that an operation reads.
 fn newest_write<'a>(written: &BTreeMap<&Key, &'a Point>, operation: &Operation) -> Option<&'a Point> {
     let of = |key: &Key| written.get(key).copied();
     match operation {
         Operation::Put { key, .. } | Operation::Delete { key } | Operation::Get { key, .. } => of(key),
-        Operation::Range { start, end, .. } if start >= end => None,
-        Operation::Range { start, end, .. } => {
+        Operation::Range { start, end, .. } | Operation::DeleteRange { start, end } if start >= end => None,
+        Operation::Range { start, end, .. } | Operation::DeleteRange { start, end } => {
             written.range::<&Key, _>(start..end).map(|(_, point)| *point).max_by_key(|point| point.header)
         }
         Operation::Txn { guards, .. } => {

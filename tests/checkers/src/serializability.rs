@@ -67,16 +67,17 @@ fn place(index: EventIndex, event: &Event, timeline: &Timeline) -> Option<Place>
     };
     let never = Revision(u64::MAX);
     match (&event.operation, answer) {
-        (_, Answer::Put | Answer::TxnDone | Answer::Delete { previous: Some(_) }) => at(header, None),
+        _ if event.acknowledged_write().is_some() => at(header, None),
         (Operation::Delete { key } | Operation::Get { key, .. }, _) => {
             let shown = match answer {
                 Answer::Read { kvs } => kvs.iter().find(|state| state.key == *key),
-                Answer::Put | Answer::TxnDone | Answer::Delete { .. } | Answer::TxnRefused { .. } => None,
+                _ => None,
             };
             let (from, until) = bounds(timeline, key, shown, header);
             at(from, Some(until.unwrap_or(never)))
         }
-        (Operation::Range { start, end, .. }, Answer::Read { kvs }) => {
+        (Operation::Range { start, end, .. }, Answer::Read { kvs })
+        | (Operation::DeleteRange { start, end }, Answer::DeletedRange { previous: kvs }) => {
             let keys = timeline.range(start, end).map(|(key, _)| key);
             let (from, until) = bounds_of_all(timeline, keys, kvs, header);
             at(from, Some(until.unwrap_or(never)))
@@ -85,7 +86,7 @@ fn place(index: EventIndex, event: &Event, timeline: &Timeline) -> Option<Place>
             let (from, until) = bounds_of_all(timeline, kvs.iter().map(|state| &state.key), kvs, header);
             at(from, Some(until.unwrap_or(never)))
         }
-        (_, Answer::Delete { previous: None }) => None,
+        (_, Answer::Put | Answer::TxnDone | Answer::Delete { .. } | Answer::DeletedRange { .. }) => None,
     }
 }
 

@@ -71,6 +71,13 @@ fn observe<'h>(all: &mut ByKey<'h>, timeline: &'h Timeline, event: EventIndex, r
             add(key, header.prev(), Claim::Present(seen));
         }
         (Operation::Delete { key }, Answer::Delete { previous: None }) => add(key, header, Claim::Absent),
+        (Operation::DeleteRange { start, end }, Answer::DeletedRange { previous }) => {
+            let at = if previous.is_empty() { header } else { header.prev() };
+            let shown: BTreeMap<&Key, &KeyState> = previous.iter().map(|state| (&state.key, state)).collect();
+            for (key, _) in timeline.range(start, end) {
+                add(key, at, claim(shown.get(key).copied()));
+            }
+        }
         (Operation::Get { key, mode }, Answer::Read { kvs }) => {
             let shown = kvs.iter().find(|state| state.key == *key);
             add(key, read_at(*mode, header), claim(shown));
@@ -252,7 +259,8 @@ impl<'a> KeyJudge<'a> {
             let (written, present_until) = (*written, stay.present_until);
             let Some((absent_from, event)) = stay.absent_from else { continue };
             let otherwise = Violation::WriteLost { key: self.key.clone(), written, present_until, absent_from, event };
-            if absent_from <= present_until || self.history.log.is_some() {
+            let logged = self.history.log.as_ref().is_some_and(|log| present_until.0 + 1 >= log.from.0);
+            if absent_from <= present_until || logged {
                 // It came back, or the log knows all deletions and this is none of them.
                 self.violations.push(otherwise);
             } else {
@@ -270,7 +278,7 @@ impl<'a> KeyJudge<'a> {
             .history
             .events
             .iter()
-            .filter(|event| matches!(&event.operation, Operation::Delete { key } if key == self.key))
+            .filter(|event| deletes(&event.operation, self.key))
             .filter(|event| event.outcome == Outcome::Unknown)
             .map(|event| self.timeline.handed_out_before(event.invoked))
             .collect();
@@ -286,8 +294,17 @@ impl<'a> KeyJudge<'a> {
     }
 }
 
+/// Whether the operation deletes the key, if it is done.
+fn deletes(operation: &Operation, key: &Key) -> bool {
+    match operation {
+        Operation::Delete { key: deleted } => deleted == key,
+        Operation::DeleteRange { start, end } => start <= key && key < end,
+        Operation::Put { .. } | Operation::Get { .. } | Operation::Range { .. } | Operation::Txn { .. } => false,
+    }
+}
+
 fn unknown_puts(history: &History, timeline: &Timeline, key: &Key) -> u64 {
-    if history.log.is_some() {
+    if history.log.as_ref().is_some_and(|log| log.from <= Revision(1)) {
         return 0;
     }
     let possible = history.indexed().filter(|(index, event)| {

@@ -2,8 +2,8 @@
 
 use crate::generate::{history, steps, watch_of};
 use crate::{
-    Answer, Change, ClientId, Event, EventIndex, Guard, History, Key, KeyState, Operation, Outcome, ReadMode, Revision,
-    Seen, Time, Value, Violation, check, wgl,
+    Answer, Change, ChangeLog, ClientId, Event, EventIndex, Guard, History, Key, KeyState, Operation, Outcome,
+    ReadMode, Revision, Seen, Time, Value, Violation, check, wgl,
 };
 use proptest::prelude::{ProptestConfig, any, prop_assert, prop_assert_eq, prop_assume, proptest};
 
@@ -284,7 +284,7 @@ fn log_of_changes_lacks_repeats_or_adds() {
     };
     let with_log = |log: Vec<Change>| {
         let mut script = Script::default().put(1, (0, 10), "a", 2).put(1, (20, 30), "a", 3);
-        script.0.log = Some(log);
+        script.0.log = Some(ChangeLog::complete(log));
         script
     };
     let (first, second) = (change(2, Some("v2")), change(3, Some("v3")));
@@ -295,14 +295,45 @@ fn log_of_changes_lacks_repeats_or_adds() {
     assert_finds!(with_log(vec![first.clone(), second.clone(), again]), Violation::WrittenTwice { .. });
     let deleted = change(4, None);
     assert_finds!(with_log(vec![first.clone(), second.clone(), deleted]), Violation::UnexplainedDeletion { .. });
+    let mut late = with_log(vec![second.clone()]);
+    late.0.log.as_mut().expect("just set").from = Revision(3);
+    assert_eq!(late.violations(), [], "what lies below its beginning it need not have");
     let instead = change(3, None);
     assert_finds!(with_log(vec![first, instead]), Violation::NotInLog { revision: Revision(3), .. });
 }
 
 #[test]
+fn a_range_is_deleted_as_a_whole() {
+    let seen = |revision: u64| Seen {
+        value: Value::new(format!("v{revision}")),
+        mod_revision: Revision(revision),
+        create_revision: Revision(revision),
+        version: 1,
+    };
+    let deleted = |keys: &[(&str, u64)]| {
+        let state = |(key, revision): &(&str, u64)| KeyState { key: Key::new(key), seen: Some(seen(*revision)) };
+        let operation = Operation::DeleteRange { start: Key::new("a"), end: Key::new("c") };
+        let script = Script::default().put(1, (0, 10), "a", 2).put(1, (20, 30), "b", 3).put(1, (40, 50), "c", 4);
+        let answer = Answer::DeletedRange { previous: keys.iter().map(state).collect() };
+        script.event(2, (60, 70), operation, 5, answer)
+    };
+    let read = |script: Script, kvs: Vec<KeyState>| {
+        let operation = Operation::Range { start: Key::new("a"), end: Key::new("d"), mode: ReadMode::Linearizable };
+        script.event(3, (80, 90), operation, 6, Answer::Read { kvs })
+    };
+    let state = |key: &str, revision| KeyState { key: Key::new(key), seen: Some(seen(revision)) };
+    let all = || deleted(&[("a", 2), ("b", 3)]);
+    assert_eq!(read(all(), vec![state("c", 4)]).violations(), []);
+    assert_finds!(read(all(), vec![state("b", 3), state("c", 4)]), Violation::WrongState { .. });
+    assert_finds!(read(all(), Vec::new()), Violation::WriteLost { .. });
+    assert_finds!(deleted(&[("b", 3)]), Violation::WriteLost { .. });
+    assert_finds!(deleted(&[("a", 2), ("b", 2)]), Violation::ValueFromNowhere { .. });
+}
+
+#[test]
 fn histories_survive_their_file() {
     let mut history = Script::default().put(1, (0, 10), "a\n\u{e9}", 2).0;
-    history.log = Some(vec![Change { revision: Revision(2), key: Key::new("a"), value: None }]);
+    history.log = Some(ChangeLog::complete(vec![Change { revision: Revision(2), key: Key::new("a"), value: None }]));
     history.watches.push(watch_of(&[]));
     let mut file = Vec::new();
     history.write_jsonl(&mut file).expect("write to memory");
@@ -320,7 +351,7 @@ proptest! {
         if with_watch {
             history.watches.push(watch_of(&model.log));
         }
-        history.log = with_log.then_some(model.log);
+        history.log = with_log.then(|| ChangeLog::complete(model.log));
         let report = check(&history);
         prop_assert!(report.is_ok(), "{report}");
     }
@@ -362,7 +393,8 @@ proptest! {
         let acknowledged: Vec<Revision> = history.events.iter().filter_map(Event::acknowledged_write).collect();
         prop_assume!(!acknowledged.is_empty());
         let victim = acknowledged[victim % acknowledged.len()];
-        history.log = Some(model.log.into_iter().filter(|change| change.revision != victim).collect());
+        let kept = model.log.into_iter().filter(|change| change.revision != victim).collect();
+        history.log = Some(ChangeLog::complete(kept));
         prop_assert!(!check(&history).is_ok());
     }
 
@@ -382,7 +414,7 @@ proptest! {
                 watch.answers.push(late);
             }
         }
-        history.log = Some(model.log);
+        history.log = Some(ChangeLog::complete(model.log));
         history.watches.push(watch);
         prop_assert!(!check(&history).is_ok());
     }

@@ -48,7 +48,7 @@ impl Timeline {
                 builder.learn_change(Source::Watch(position), change);
             }
         }
-        for change in history.log.iter().flatten() {
+        for change in history.log.iter().flat_map(|log| &log.changes) {
             builder.learn_change(Source::Log, change);
         }
         builder.timeline.answered = answered_by_time(history);
@@ -139,12 +139,11 @@ impl<'h> Builder<'h> {
         }
         self.timeline.revision_of[index.0] = Some(revision);
         let history: &'h History = self.history;
-        let operation = &history.event(index).operation;
-        for (key, value) in operation.puts() {
-            self.enter(key, revision, Version { value: Some(value.clone()), writer: Some(index) });
-        }
-        if let Operation::Delete { key } = operation {
-            self.enter(key, revision, Version { value: None, writer: Some(index) });
+        let event = history.event(index);
+        let puts: BTreeMap<&Key, &Value> = event.operation.puts().into_iter().collect();
+        for key in event.written_keys() {
+            let value = puts.get(key).copied().cloned();
+            self.enter(key, revision, Version { value, writer: Some(index) });
         }
     }
 
@@ -161,7 +160,7 @@ impl<'h> Builder<'h> {
                     self.learn_seen(place, key, seen);
                 }
             }
-            Answer::Read { kvs } | Answer::TxnRefused { kvs } => {
+            Answer::Read { kvs } | Answer::TxnRefused { kvs } | Answer::DeletedRange { previous: kvs } => {
                 for KeyState { key, seen } in kvs {
                     if let Some(seen) = seen {
                         self.learn_seen(place, key, seen);

@@ -82,7 +82,7 @@ fn keys_of(operation: &Operation) -> Vec<&Key> {
     match operation {
         Operation::Put { key, .. } | Operation::Delete { key } | Operation::Get { key, .. } => vec![key],
         // Keys that only ranges name were never written.
-        Operation::Range { .. } => Vec::new(),
+        Operation::Range { .. } | Operation::DeleteRange { .. } => Vec::new(),
         Operation::Txn { guards, puts } => {
             puts.iter().map(|(key, _)| key).chain(guards.iter().map(|guard| &guard.key)).collect()
         }
@@ -97,7 +97,12 @@ fn values_by_revision(history: &History) -> Values<'_> {
         if let Some(revision) = event.acknowledged_write() {
             values.extend(event.operation.puts().into_iter().map(|(key, value)| ((key, revision), value)));
         }
-        if let Some((_, _, Answer::Read { kvs } | Answer::TxnRefused { kvs })) = event.answered() {
+        if let Some((
+            _,
+            _,
+            Answer::Read { kvs } | Answer::TxnRefused { kvs } | Answer::DeletedRange { previous: kvs },
+        )) = event.answered()
+        {
             let seen = kvs.iter().filter_map(|state| Some((&state.key, state.seen.as_ref()?)));
             values.extend(seen.map(|(key, seen)| ((key, seen.mod_revision), &seen.value)));
         }
@@ -152,6 +157,9 @@ fn known_effect<'h>(
         (Operation::Delete { key: deleted }, Answer::Delete { previous }) => {
             (deleted == key).then(|| Effect::Swaps(value_of(previous), None))
         }
+        (Operation::DeleteRange { start, end }, Answer::DeletedRange { previous }) => {
+            (key >= start && key < end).then(|| Effect::Swaps(shown(previous, key), None))
+        }
         (Operation::Get { key: read, .. }, Answer::Read { kvs }) => {
             (read == key).then(|| Effect::Shows(shown(kvs, key)))
         }
@@ -162,20 +170,25 @@ fn known_effect<'h>(
             let state = kvs.iter().find(|state| state.key == *key)?;
             Some(Effect::Shows(value_of(&state.seen)))
         }
-        (_, Answer::Put | Answer::TxnDone | Answer::Read { .. } | Answer::Delete { .. }) => {
-            match (guarded(operation, key, values), put_to(operation, key)) {
-                (Some(before), Some(value)) => Some(Effect::Swaps(before, Some(value))),
-                (Some(before), None) => Some(Effect::Shows(before)),
-                (None, Some(value)) => Some(Effect::Set(Some(value))),
-                (None, None) => None,
-            }
-        }
+        (
+            _,
+            Answer::Put | Answer::TxnDone | Answer::Read { .. } | Answer::Delete { .. } | Answer::DeletedRange { .. },
+        ) => match (guarded(operation, key, values), put_to(operation, key)) {
+            (Some(before), Some(value)) => Some(Effect::Swaps(before, Some(value))),
+            (Some(before), None) => Some(Effect::Shows(before)),
+            (None, Some(value)) => Some(Effect::Set(Some(value))),
+            (None, None) => None,
+        },
     }
 }
 
 fn unknown_effect<'h>(operation: &'h Operation, key: &Key, values: &Values<'h>) -> Option<Effect<'h>> {
-    if let Operation::Delete { key: deleted } = operation {
-        return (deleted == key).then_some(Effect::Set(None));
+    match operation {
+        Operation::Delete { key: deleted } => return (deleted == key).then_some(Effect::Set(None)),
+        Operation::DeleteRange { start, end } => {
+            return (key >= start && key < end).then_some(Effect::Set(None));
+        }
+        Operation::Put { .. } | Operation::Get { .. } | Operation::Range { .. } | Operation::Txn { .. } => {}
     }
     let value = Some(put_to(operation, key)?);
     Some(match guarded(operation, key, values) {

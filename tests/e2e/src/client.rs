@@ -106,6 +106,12 @@ impl Client {
                 let mut answer = self.kv.delete_range(request).await?.into_inner();
                 Ok((header(answer.header), Answer::Delete { previous: answer.prev_kvs.pop().map(seen) }))
             }
+            Operation::DeleteRange { start, end } => {
+                let (key, range_end) = (start.0.clone(), end.0.clone());
+                let request = pb::DeleteRangeRequest { key, range_end, prev_kv: true };
+                let answer = self.kv.delete_range(request).await?.into_inner();
+                Ok((header(answer.header), Answer::DeletedRange { previous: states(answer.prev_kvs) }))
+            }
             Operation::Get { key, mode } => self.range(key.0.clone(), Bytes::new(), *mode).await,
             Operation::Range { start, end, mode } => self.range(start.0.clone(), end.0.clone(), *mode).await,
             Operation::Txn { guards, puts } => self.txn(guards, puts).await,

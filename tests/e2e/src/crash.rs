@@ -6,7 +6,7 @@ use crate::cluster::{Cluster, Number};
 use crate::observe;
 use crate::system::{Layout, Role, System};
 use crate::workload::{Keyspace, Shared, Workload};
-use checkers::{Event, History, Operation, Outcome, ReadMode, Report, Revision, Value};
+use checkers::{ChangeLog, Event, History, Operation, Outcome, ReadMode, Report, Revision, Value};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
@@ -96,7 +96,7 @@ pub async fn run(config: &Config) -> Result<Summary, HarnessError> {
         let path = save(&history, config)?;
         return Err(HarnessError::Violations { report: report.to_string(), history: path, command: config.command() });
     }
-    let changes = history.log.map_or(0, |log| log.len());
+    let changes = history.log.map_or(0, |log| log.changes.len());
     Ok(Summary { report, faults, changes, elapsed: started.elapsed(), judging })
 }
 
@@ -145,7 +145,7 @@ async fn run_on(config: &Config, cluster: &mut Cluster) -> Result<(History, BTre
         history.watches.push(watch.await.expect("a watch's task does not panic")?);
     }
     if config.log && watched {
-        history.log = Some(observe::log_of_changes(cluster.endpoints(), last).await?);
+        history.log = Some(ChangeLog::complete(observe::log_of_changes(cluster.endpoints(), last).await?));
     }
     Ok((history, faults))
 }
@@ -271,14 +271,7 @@ async fn read_back(cluster: &Cluster, shared: &Shared, events: &[Event]) -> Resu
     let mut wanted = Vec::new();
     for event in events {
         let Some(revision) = event.acknowledged_write() else { continue };
-        let key = match &event.operation {
-            Operation::Put { key, .. } | Operation::Delete { key } => key.clone(),
-            Operation::Txn { puts, .. } => match puts.first() {
-                Some((key, _)) => key.clone(),
-                None => continue,
-            },
-            Operation::Get { .. } | Operation::Range { .. } => continue,
-        };
+        let Some(key) = event.written_keys().first().copied().cloned() else { continue };
         wanted.push(Operation::Get { key, mode: ReadMode::At(revision) });
     }
     let endpoints = cluster.endpoints();

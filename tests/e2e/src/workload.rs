@@ -177,7 +177,12 @@ impl Runner {
         let (key, value) = (self.key(), self.value());
         match self.random.random_range(0..100) {
             0..28 => Operation::Put { key, value },
-            28..36 => Operation::Delete { key },
+            28..34 => Operation::Delete { key },
+            34..36 => {
+                let other = self.key();
+                let (start, end) = if key <= other { (key, other) } else { (other, key) };
+                Operation::DeleteRange { start, end }
+            }
             36..55 => Operation::Get { key, mode: ReadMode::Linearizable },
             55..60 => Operation::Get { key, mode: ReadMode::Serializable },
             60..76 => {
@@ -226,6 +231,9 @@ impl Runner {
                 if let Operation::Delete { key } = operation {
                     self.known.remove(key);
                 }
+            }
+            Answer::DeletedRange { previous } => {
+                self.known.retain(|key, _| previous.iter().all(|state| state.key != *key));
             }
             Answer::Read { kvs } | Answer::TxnRefused { kvs } => {
                 self.known.extend(kvs.iter().map(|state| (state.key.clone(), written(state))));

@@ -73,7 +73,7 @@ fn acknowledged(history: &History) -> Vec<Revision> {
 fn forget_write(history: &mut History) -> bool {
     let writes = acknowledged(history);
     let Some(victim) = writes.get(writes.len() / 2) else { return false };
-    history.log.iter_mut().for_each(|log| log.retain(|change| change.revision != *victim));
+    history.log.iter_mut().for_each(|log| log.changes.retain(|change| change.revision != *victim));
     true
 }
 
@@ -97,9 +97,9 @@ fn stale_read(history: &mut History) -> bool {
 
 fn write_twice(history: &mut History) -> bool {
     let Some(log) = &mut history.log else { return false };
-    let Some(mut again) = log.iter().find(|change| change.value.is_some()).cloned() else { return false };
-    again.revision = Revision(log.last().map_or(0, |last| last.revision.0) + 1);
-    log.push(again);
+    let Some(mut again) = log.changes.iter().find(|change| change.value.is_some()).cloned() else { return false };
+    again.revision = Revision(log.changes.last().map_or(0, |last| last.revision.0) + 1);
+    log.changes.push(again);
     true
 }
 

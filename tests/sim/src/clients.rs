@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 /// A call is answered within this.
 const DEADLINE_MICROS: u64 = 5_000_000;
-/// Reads of the past go back by up to this many revisions.
+/// Most reads of the past go back by up to this many revisions, some as far as they can.
 const PAST_REVISIONS_MAX: u64 = 60;
 
 /// A client.
@@ -45,6 +45,9 @@ impl Client {
                 if let Operation::Delete { key } = operation {
                     self.known.remove(key);
                 }
+            }
+            Answer::DeletedRange { previous } => {
+                self.known.retain(|key, _| previous.iter().all(|state| state.key != *key));
             }
             Answer::Read { kvs } | Answer::TxnRefused { kvs } => {
                 let written = |state: &KeyState| state.seen.as_ref().map_or(Revision(0), |seen| seen.mod_revision);
@@ -118,7 +121,12 @@ impl World {
         let newest = self.clients[index].newest;
         match self.choices.below(100) {
             0..28 => Operation::Put { key, value },
-            28..36 => Operation::Delete { key },
+            28..34 => Operation::Delete { key },
+            34..36 => {
+                let other = self.any_key();
+                let (start, end) = if key <= other { (key, other) } else { (other, key) };
+                Operation::DeleteRange { start, end }
+            }
             36..54 => Operation::Get { key, mode: ReadMode::Linearizable },
             54..59 => Operation::Get { key, mode: ReadMode::Serializable },
             59..73 => {
@@ -133,7 +141,8 @@ impl World {
                 Operation::Range { start, end, mode: ReadMode::Linearizable }
             }
             _ => {
-                let back = self.choices.below(PAST_REVISIONS_MAX).min(newest.0 - 1);
+                let most = if self.choices.chance(300) { newest.0 } else { PAST_REVISIONS_MAX };
+                let back = self.choices.below(most).min(newest.0 - 1);
                 self.all_keys(ReadMode::At(Revision(newest.0 - back)))
             }
         }
@@ -194,6 +203,7 @@ impl World {
             }
             (_, Operation::Range { .. }) => "reads.over_groups",
             (_, Operation::Get { .. }) => "reads.of_a_key",
+            (_, Operation::DeleteRange { .. }) => "client.deleted_range",
             _ => "client.acknowledged",
         });
         self.history.events.push(checkers::Event { client, invoked: Time(invoked), operation, outcome });
@@ -242,6 +252,9 @@ fn translate(operation: &Operation, result: OpResult) -> Answer {
         (Operation::Delete { .. }, OpResult::Delete { mut prev_kvs, .. }) => {
             Answer::Delete { previous: prev_kvs.pop().map(seen) }
         }
+        (Operation::DeleteRange { .. }, OpResult::Delete { prev_kvs, .. }) => {
+            Answer::DeletedRange { previous: states(prev_kvs) }
+        }
         (Operation::Get { .. } | Operation::Range { .. }, OpResult::Range(range)) => {
             Answer::Read { kvs: states(range.kvs) }
         }
@@ -279,6 +292,10 @@ fn call_of(operation: &Operation) -> Call {
     let op = match operation {
         Operation::Put { key, value } => put(key, value),
         Operation::Delete { key } => Op::Delete(Delete { keys: one(key), prev_kv: true }),
+        Operation::DeleteRange { start, end } => {
+            let keys = Keys::Range { start: start.0.clone(), end: end.0.clone() };
+            Op::Delete(Delete { keys, prev_kv: true })
+        }
         Operation::Get { key, mode } => {
             serializable = *mode == ReadMode::Serializable;
             range(one(key), *mode)
@@ -311,7 +328,9 @@ fn brief(operation: &Operation) -> String {
             let keys: Vec<&Key> = puts.iter().map(|(key, _)| key).collect();
             format!("txn if {guards:?} put {keys:?}")
         }
-        Operation::Delete { .. } | Operation::Get { .. } | Operation::Range { .. } => format!("{operation:?}"),
+        Operation::Delete { .. } | Operation::DeleteRange { .. } | Operation::Get { .. } | Operation::Range { .. } => {
+            format!("{operation:?}")
+        }
     }
 }
 
@@ -323,6 +342,10 @@ fn brief_outcome(outcome: &Outcome) -> String {
             let revision = |state: &KeyState| state.seen.as_ref().map_or(0, |seen| seen.mod_revision.0);
             let seen: Vec<String> = kvs.iter().map(|state| format!("{}@{}", state.key, revision(state))).collect();
             format!("answered at {header}: {}", seen.join(" "))
+        }
+        Answer::DeletedRange { previous } => {
+            let deleted: Vec<&Key> = previous.iter().map(|state| &state.key).collect();
+            format!("answered at {header}: deleted {deleted:?}")
         }
         Answer::Delete { previous } => {
             format!("answered at {header}: deleted {:?}", previous.as_ref().map(|seen| seen.mod_revision))

@@ -5,10 +5,13 @@ use crate::world::{self, Phase, World};
 use bytes::Bytes;
 use node::core::Machine;
 use paxos::{GroupId, NodeId, Slot};
+use shardkv::map::SHARDMASTER_GROUP;
 use shardkv::ops::{Op, OpResult, Range, RangeResult};
 use shardkv::types::{Epoch, Keys, Revision, ShardId};
 use shardkv::{Event, MemoryStore, ReadError, Reader};
+use shardmaster::MasterState;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// Clients go on for so long after everything was mended.
 const HEALED_MICROS: u64 = 3_000_000;
@@ -208,6 +211,26 @@ impl World {
         Ok(())
     }
 
+    /// Replicas of the shardmaster know the same.
+    fn compare_masters(&self) -> Result<(), String> {
+        let mut first: Option<(NodeId, Slot, Arc<MasterState>)> = None;
+        for (node, site) in &self.sites {
+            let Some(process) = &site.process else { continue };
+            let Some(Machine::Master(state)) = process.machines.machine(SHARDMASTER_GROUP) else { continue };
+            let slot = process.machines.applied(SHARDMASTER_GROUP);
+            match &first {
+                Some((other, at, known)) if *at == slot && *known != state => {
+                    return Err(format!(
+                        "the shardmaster is {known:?} on {other}, and {state:?} on {node}, both at slot {slot}"
+                    ));
+                }
+                Some(_) => {}
+                None => first = Some((*node, slot, state)),
+            }
+        }
+        Ok(())
+    }
+
     /// All data replicas at the same slot have the same state; every client's view is explained.
     pub(crate) fn judge(&mut self) -> Result<(), String> {
         for group in self.groups().iter().skip(1) {
@@ -225,6 +248,9 @@ impl World {
             }
             self.compare_contents(*group, &states)?;
         }
+        self.compare_masters()?;
+        self.history.log = Some(self.change_log()?);
+        self.history.watches = self.followers.take();
         for gateway in &self.gateways {
             let retries = gateway.machine.as_ref().map_or(0, |machine| machine.status().retries);
             self.coverage.add("gateway.retries", gateway.retries + retries);

@@ -7,57 +7,65 @@ use std::fmt;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Coverage(BTreeMap<&'static str, u64>);
 
-/// What a run over many seeds must have seen.
-pub const REQUIRED: &[&str] = &[
-    "accept_sync",
-    "apply.at_once",
-    "apply.entries",
-    "client.acknowledged",
-    "client.compacted",
-    "client.refused",
-    "client.unknown",
-    "crash.power",
-    "crash.process",
-    "crash.torn",
-    "disk.full",
-    "disk.fsync_error",
-    "election",
-    "fetch",
-    "gateway.crash",
-    "gateway.retries",
-    "group_commit.shared",
-    "groups.created",
-    "groups.removed",
-    "handover",
-    "members.changed",
-    "members.closed",
-    "members.opened",
-    "members.wanted",
-    "net.cut",
-    "net.duplicate",
-    "net.latency_spike",
-    "net.lost",
-    "net.one_way_cut",
-    "nodes.joined",
-    "nodes.removed",
-    "nodes.wiped",
-    "pause",
-    "reads.at_old_revision",
-    "reads.over_groups",
-    "reads.scanned",
-    "retire",
-    "rot",
-    "rot.suspect",
-    "segments.released",
-    "sync.in_pieces",
-    "session.expired",
-    "shards.merged",
-    "shards.split",
-    "snapshot.installed",
-    "snapshot.read",
-    "store.batches_lost",
-    "store.flushed",
-    "history.collected",
+/// What a run over many seeds must have seen, and how often for each thirty of them.
+pub const REQUIRED: &[(&str, u64)] = &[
+    ("accept_sync", 300),
+    ("apply.at_once", 300),
+    ("apply.entries", 3_000),
+    ("client.acknowledged", 3_000),
+    ("client.compacted", 20),
+    ("client.deleted_range", 20),
+    ("client.refused", 20),
+    ("client.unknown", 20),
+    ("crash.long", 5),
+    ("crash.power", 50),
+    ("crash.process", 20),
+    ("crash.torn", 1),
+    ("disk.full", 1),
+    ("disk.fsync_error", 5),
+    ("disk.slow", 5),
+    ("election", 300),
+    ("fetch", 20),
+    ("gateway.crash", 20),
+    ("gateway.retries", 300),
+    ("group_commit.shared", 50),
+    ("groups.created", 5),
+    ("groups.removed", 2),
+    ("handover", 20),
+    ("history.collected", 20),
+    ("members.changed", 50),
+    ("members.closed", 20),
+    ("members.opened", 20),
+    ("members.wanted", 50),
+    ("moves.wanted", 300),
+    ("net.cut", 10),
+    ("net.duplicate", 100),
+    ("net.latency_spike", 100),
+    ("net.lost", 100),
+    ("net.one_way_cut", 5),
+    ("net.stranger", 1),
+    ("nodes.joined", 2),
+    ("nodes.removed", 2),
+    ("nodes.wiped", 2),
+    ("nodes.wiped_beside_another", 1),
+    ("pause", 10),
+    ("reads.at_old_revision", 100),
+    ("reads.over_groups", 300),
+    ("reads.scanned", 300),
+    ("retire", 2),
+    ("rot", 2),
+    ("rot.suspect", 1),
+    ("segments.released", 50),
+    ("session.expired", 1),
+    ("shards.changed", 50),
+    ("shards.merged", 5),
+    ("shards.split", 10),
+    ("snapshot.installed", 20),
+    ("snapshot.read", 50),
+    ("store.batches_lost", 50),
+    ("store.flushed", 50),
+    ("stream.changes", 300),
+    ("sync.in_pieces", 50),
 ];
 
 impl Coverage {
@@ -83,9 +91,12 @@ impl Coverage {
         }
     }
 
-    /// What of [`REQUIRED`] did not happen.
-    pub fn missing(&self) -> Vec<&'static str> {
-        REQUIRED.iter().copied().filter(|name| self.get(name) == 0).collect()
+    /// What of [`REQUIRED`] happened too seldom in so many seeds, and how often.
+    pub fn missing(&self, seeds: u64) -> Vec<(&'static str, u64)> {
+        // Not a thousand times as often in a thousand times as many: the rare ones need luck.
+        let times = (seeds / 30).clamp(1, 10);
+        let seen = REQUIRED.iter().map(|(name, least)| (*name, self.get(name), least * times));
+        seen.filter(|(_, count, least)| count < least).map(|(name, count, _)| (name, count)).collect()
     }
 }
 

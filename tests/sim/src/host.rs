@@ -12,9 +12,13 @@ use crate::mutant::Mutant;
 use crate::network::Endpoint;
 use crate::process::{Job, Process};
 use crate::world::{Event, NodeEvent, World};
-use node::core::{Input, Outputs};
+use node::core::{Input, Outputs, TRANSFER_PIECE_BYTES};
 use node::wire::NodeMessage;
 use paxos::{GroupId, Message, NodeId, Wire};
+use shardkv::codec;
+
+/// No message needs more than an image's piece and the row that ends it; the queue to a peer has room for many of these.
+const MESSAGE_BYTES_MAX: usize = 2 * TRANSFER_PIECE_BYTES;
 
 impl World {
     /// Something happens on a node whose process runs.
@@ -25,6 +29,13 @@ impl World {
                 let micros = paxos::heartbeat::Timing::default().heartbeat_micros;
                 self.later(node, micros, NodeEvent::Tick);
                 self.deliver(node, Input::Tick);
+                Ok(())
+            }
+            NodeEvent::Wake => {
+                if let Some(process) = self.process(node) {
+                    process.wakes_at = None;
+                }
+                self.wake(node);
                 Ok(())
             }
             NodeEvent::WalCommit => self.wal_commit(node),
@@ -84,18 +95,49 @@ impl World {
             self.perform(node, out)?;
         }
         self.note_nodes(node);
+        self.arm_core(node);
         self.check_leases(node)
+    }
+
+    /// Has the core woken when it wants to be.
+    fn arm_core(&mut self, node: NodeId) {
+        let Some(site) = self.sites.get_mut(&node) else { return };
+        let (clock, now) = (site.clock, self.now);
+        let Some(process) = site.process.as_mut() else { return };
+        let Some(at) = process.core.wake_at().map(|at| clock.when(at).max(now + 1)) else { return };
+        if process.wakes_at.is_none_or(|armed| at < armed) {
+            process.wakes_at = Some(at);
+            self.later(node, at - now, NodeEvent::Wake);
+        }
     }
 
     /// Writes down which nodes there are, for the next start.
     fn note_nodes(&mut self, node: NodeId) {
         let Some(site) = self.sites.get_mut(&node) else { return };
         let Some(map) = site.process.as_ref().map(|process| process.core.map()) else { return };
-        if map.nodes.is_empty() {
+        // After a crash it may begin with a map that is older than what it has noted.
+        let last = map.newest_node();
+        if map.nodes.is_empty() || last < site.met.1 {
             return;
         }
-        if map.nodes.len() != site.met.len() || map.nodes.iter().zip(&site.met).any(|(info, met)| info.id != *met) {
-            site.met = map.nodes.iter().map(|info| info.id).collect();
+        let met = &site.met.0;
+        if map.nodes.len() != met.len() || map.nodes.iter().zip(met).any(|(info, met)| info.id != *met) {
+            site.met = (map.nodes.iter().map(|info| info.id).collect(), last);
+        }
+    }
+
+    /// Whether a node has a stream to another one, or lets it open one.
+    fn knows(&self, node: NodeId, other: NodeId) -> bool {
+        let Some(site) = self.sites.get(&node) else { return false };
+        if site.met.0.is_empty() { self.plan.founders.contains(&other) } else { site.met.0.contains(&other) }
+    }
+
+    /// A message arrives, if whoever is there lets its sender in.
+    pub(crate) fn message_arrives(&mut self, from: NodeId, to: NodeId, message: NodeMessage) {
+        if self.knows(to, from) {
+            self.deliver(to, Input::Message { from, message });
+        } else {
+            self.coverage.hit("net.stranger");
         }
     }
 
@@ -104,7 +146,7 @@ impl World {
             self.append(node, out.ticket, &out.log);
         }
         for (to, message) in out.send {
-            self.send(node, to, message);
+            self.send(node, to, message)?;
         }
         for job in &out.apply {
             for (slot, entry) in &job.entries {
@@ -135,7 +177,12 @@ impl World {
             let most = self.plan.scan_micros_max.unwrap_or(self.plan.apply_micros_max);
             let delay = self.random.skewed(10, most);
             let Some(process) = self.process(node) else { break };
-            process.scans.push(job);
+            let Some(reader) = process.core.reader(job.group) else {
+                process.mailbox.push_back(Input::Scanned { number: job.number, result: None });
+                self.wake(node);
+                continue;
+            };
+            process.scans.push((job, reader));
             // Several threads: what comes later may be done before.
             let place = self.random.below(4);
             self.later(node, delay, NodeEvent::Scan(usize::try_from(place).unwrap_or_default()));
@@ -152,7 +199,7 @@ impl World {
         Ok(())
     }
 
-    fn send(&mut self, from: NodeId, to: NodeId, message: NodeMessage) {
+    fn send(&mut self, from: NodeId, to: NodeId, message: NodeMessage) -> Result<(), String> {
         if let NodeMessage::Paxos(Wire::Group(group, said)) = &message {
             self.invariants.said(from, *group, said);
             self.count(said);
@@ -160,10 +207,15 @@ impl World {
         let life = self.sites.get(&from).map_or(0, |site| site.life);
         self.trace.line(self.now, format_args!("{from}/{life} → {to} {}", Brief(&message)));
         self.forge(from, to, &message);
+        if !self.knows(from, to) {
+            return Ok(());
+        }
+        let message = travelled(message)?;
         let copies = self.network.route(Endpoint::Node(from), Endpoint::Node(to), &mut self.random, &mut self.coverage);
         for delay in copies {
             self.schedule(delay, Event::Message { from, to, message: message.clone() });
         }
+        Ok(())
     }
 
     fn count(&mut self, said: &Message) {
@@ -230,4 +282,18 @@ impl World {
         }
         Ok(())
     }
+}
+
+/// What is left of a message when it was encoded, queued and decoded.
+fn travelled(message: NodeMessage) -> Result<NodeMessage, String> {
+    let bytes = codec::encode(&message);
+    if bytes.len() > MESSAGE_BYTES_MAX {
+        return Err(format!(
+            "a message of {} bytes would not fit into the queue to a peer: {}",
+            bytes.len(),
+            Brief(&message)
+        ));
+    }
+    let decoded = codec::decode(&bytes).map_err(|error| format!("{error}: {}", Brief(&message)))?;
+    if decoded == message { Ok(decoded) } else { Err(format!("{message:?} arrives as {decoded:?}")) }
 }

@@ -65,10 +65,9 @@ impl Invariants {
     /// A node says something that binds it.
     pub fn said(&mut self, node: NodeId, group: GroupId, message: &Message) {
         match message {
-            Message::Promise(promise) => {
-                let promised = self.promises.entry((node, group)).or_default();
-                *promised = promise.ballot.max(*promised);
-            }
+            Message::Promise(promise) => self.promised(node, group, promise.ballot),
+            // Whoever asks has promised it himself.
+            Message::Prepare { ballot, .. } if ballot.node == node => self.promised(node, group, *ballot),
             Message::Accepted { ballot, length, .. } => {
                 let vote = self.votes.entry((node, group)).or_default();
                 *vote = (*ballot, *length).max(*vote);
@@ -77,19 +76,34 @@ impl Invariants {
         }
     }
 
-    /// A node has opened a replica anew: what an earlier one has accepted there belongs to configurations that
-    /// are sealed.
-    pub fn opened(&mut self, node: NodeId, group: GroupId) {
+    fn promised(&mut self, node: NodeId, group: GroupId, ballot: Ballot) {
+        let promised = self.promises.entry((node, group)).or_default();
+        *promised = ballot.max(*promised);
+    }
+
+    /// A node has opened a replica anew, which promises nothing below `floor`: what an earlier one has accepted there
+    /// belongs to configurations that are sealed, but it must still know what that one has promised.
+    pub fn opened(&mut self, node: NodeId, group: GroupId, floor: Ballot) -> Result<(), String> {
         self.votes.remove(&(node, group));
+        self.still_promised(node, group, floor, "opened anew")
+    }
+
+    /// A node has read its log after a restart, in which a replica is closed.
+    pub fn closed(&self, node: NodeId, group: GroupId, promised: Ballot) -> Result<(), String> {
+        self.still_promised(node, group, promised, "closed, after a restart")
+    }
+
+    fn still_promised(&self, node: NodeId, group: GroupId, now: Ballot, when: &str) -> Result<(), String> {
+        let promised = self.promises.get(&(node, group)).copied().unwrap_or_default();
+        match now < promised {
+            true => Err(format!("a promise fell: {node} promised {promised} in {group}, and {when} {now}")),
+            false => Ok(()),
+        }
     }
 
     /// A node has read its log after a restart: it must remember what it said.
     pub fn restarted(&self, node: NodeId, group: GroupId, acceptor: &Acceptor) -> Result<(), String> {
-        let promised = self.promises.get(&(node, group)).copied().unwrap_or_default();
-        if acceptor.promised() < promised {
-            let now = acceptor.promised();
-            return Err(format!("a promise fell: {node} promised {promised} in {group}, and after a restart {now}"));
-        }
+        self.still_promised(node, group, acceptor.promised(), "after a restart")?;
         let (ballot, length) = self.votes.get(&(node, group)).copied().unwrap_or_default();
         let (accepted, now) = (acceptor.accepted(), acceptor.log().length());
         let kept = accepted > ballot || (accepted == ballot && now >= length);

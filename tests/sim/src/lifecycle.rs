@@ -3,7 +3,7 @@
 use crate::clock::Clock;
 use crate::mutant::Mutant;
 use crate::plan::Fault;
-use crate::process::{Process, Site};
+use crate::process::{LastWords, Process, Site};
 use crate::random::Random;
 use crate::world::{Event, NodeEvent, World};
 use node::core::{Core, CoreConfig, Hosted};
@@ -37,7 +37,8 @@ impl Site {
             rotten: false,
             formed: false,
             retired: false,
-            met: Vec::new(),
+            met: Default::default(),
+            last_words: LastWords::default(),
         }
     }
 }
@@ -71,7 +72,7 @@ impl World {
     }
 
     fn core_config(&self, me: NodeId, boot: u64) -> CoreConfig {
-        let met = self.sites.get(&me).map(|site| site.met.clone()).unwrap_or_default();
+        let met = self.sites.get(&me).map(|site| site.met.0.clone()).unwrap_or_default();
         let nodes: BTreeSet<NodeId> = self.plan.founders.iter().copied().chain(met).collect();
         CoreConfig {
             me,
@@ -195,6 +196,9 @@ impl World {
         site.life += 1;
         let life = site.life;
         let mut core = Core::new(config, replicas, now);
+        for (group, promised) in &ended {
+            self.invariants.closed(node, *group, *promised)?;
+        }
         core.remember(ended);
         for group in &ids {
             if let Some(replica) = core.replica(*group) {
@@ -214,6 +218,7 @@ impl World {
     pub(crate) fn kill_process(&mut self, node: NodeId, down_micros: u64) {
         let Some(site) = self.sites.get_mut(&node) else { return };
         let Some(mut process) = site.process.take() else { return };
+        site.last_words = LastWords::of(&process);
         if let Some((_, records)) = process.wal.commit.take().filter(|_| self.random.chance(500)) {
             // It was written, and nobody was told.
             drop(process.log.append(&records));
@@ -229,6 +234,7 @@ impl World {
         let Some(site) = self.sites.get_mut(&node) else { return };
         let process = site.process.take();
         if let Some(mut process) = process {
+            site.last_words = LastWords::of(&process);
             let written = process.wal.commit.take().filter(|_| self.random.chance(800));
             if let Some((_, records)) = written {
                 site.disk.cut_power_after(self.random.below(4));

@@ -4,9 +4,9 @@
 
 use crate::mutant::Mutant;
 use crate::plan::Fault;
-use crate::process::Site;
+use crate::process::{LastWords, Site};
 use crate::world::{Event, Phase, World};
-use paxos::{Configuration, NodeId, quorum_of};
+use paxos::{NodeId, quorum_of};
 use shardkv::map::ShardMap;
 use shardkv::request::RequestBody;
 use std::collections::{BTreeMap, BTreeSet};
@@ -59,6 +59,9 @@ impl World {
             return;
         };
         self.coverage.hit("nodes.wiped");
+        if self.sites.iter().any(|(id, site)| *id != node && site.process.is_none() && !site.retired) {
+            self.coverage.hit("nodes.wiped_beside_another");
+        }
         self.trace.line(self.now, format_args!("{node} loses its disks"));
         self.cut_power(node, 1_000_000);
         if self.plan.options.mutant == Some(Mutant::RejoinUnderOldId) {
@@ -91,15 +94,17 @@ impl World {
     }
 
     /// Whether every group keeps a majority without this node: in each configuration that is in force somewhere, is
-    /// about to be, or may come, and by what is on disks now.
+    /// about to be, or may come, by what is on disks now. Others may be down, and come back.
     fn can_be_spared(&self, node: NodeId) -> bool {
         let present = self.present_nodes();
-        let running = |id: &NodeId| self.sites.get(id).is_some_and(|site| site.process.is_some());
-        // Not before the last one is replaced, and only where all that may be known can be seen.
-        if self.unreplaced().is_some() || !present.contains(&node) || !present.iter().all(running) {
+        // Not before the last one is replaced.
+        if self.unreplaced().is_some() || !present.contains(&node) {
             return false;
         }
-        let Some(map) = self.newest_map().filter(|map| !map.nodes.is_empty()) else { return false };
+        let dead = self.sites.values().filter(|site| site.process.is_none() && !site.retired);
+        let dead: Vec<&LastWords> = dead.map(|site| &site.last_words).collect();
+        let noted = dead.iter().filter_map(|words| words.map.clone()).chain(self.newest_map());
+        let Some(map) = noted.max_by_key(|map| map.version).filter(|map| !map.nodes.is_empty()) else { return false };
         let enough = |members: &Vec<NodeId>| {
             let others = members.iter().filter(|id| **id != node && present.contains(id)).count();
             members.is_empty() || others >= quorum_of(members.len())
@@ -108,23 +113,10 @@ impl World {
         let first = self.plan.groups.iter().map(|(_, replicas)| replicas);
         let wishes = self.losses.wishes.iter().filter(|(at, _)| self.now - at < WISH_MICROS);
         let wishes = wishes.map(|(_, members)| members);
+        let running = self.sites.values().filter_map(|site| site.process.as_ref()).map(LastWords::of);
         planned.chain(first.filter(|_| map.version <= 1)).chain(wishes).all(enough)
-            && self.known_configurations().all(|it| enough(&it.members))
-    }
-
-    /// Every configuration that a replica is in, or that an entry of a log would begin.
-    fn known_configurations(&self) -> impl Iterator<Item = Configuration> + '_ {
-        let processes = self.sites.values().filter_map(|site| site.process.as_ref());
-        processes.flat_map(|process| {
-            let replicas = self.hosted.iter().filter_map(|group| process.core.replica(*group));
-            replicas.flat_map(|replica| {
-                let log = replica.acceptor().log();
-                let (first, last) = log.range();
-                let entries = (first.0..=last.0).filter_map(|slot| log.get(paxos::Slot(slot)));
-                let begun = entries.filter_map(|entry| Configuration::of_stop_sign(entry));
-                begun.chain([replica.configuration().clone()]).collect::<Vec<_>>()
-            })
-        })
+            && dead.iter().flat_map(|words| &words.configurations).all(|it| enough(&it.members))
+            && running.flat_map(|words| words.configurations).all(|it| enough(&it.members))
     }
 
     /// What is still to be done about lost nodes, and by whom it is remembered.
@@ -164,7 +156,9 @@ impl World {
         self.coverage.hit("nodes.joined");
         self.trace.line(self.now, format_args!("{id} comes for {lost}"));
         self.plan.nodes.push(id);
-        let met = self.newest_map().map(|map| map.nodes.iter().map(|info| info.id).collect()).unwrap_or_default();
+        let map = self.newest_map();
+        let met =
+            map.map(|map| (map.nodes.iter().map(|info| info.id).collect(), map.newest_node())).unwrap_or_default();
         let site = Site { met, ..Site::new(&mut self.random) };
         self.sites.insert(id, site);
         let delay = self.random.below(200_000);

@@ -192,9 +192,10 @@ fn report(totals: &Totals, took: Duration) -> ExitCode {
         eprintln!("failed seeds: {failed:?}");
         return ExitCode::FAILURE;
     }
-    let missing = coverage.missing();
+    let missing = coverage.missing(*seeds);
     if *seeds >= SEEDS_FOR_COVERAGE && !missing.is_empty() {
-        eprintln!("too little happened: never saw {}", missing.join(", "));
+        let seen: Vec<String> = missing.iter().map(|(name, count)| format!("{name} {count} times")).collect();
+        eprintln!("too little happened: saw {}", seen.join(", "));
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS

@@ -70,6 +70,8 @@ pub const ALL: &[Mutant] = &[
     Mutant::Flaw(Flaw::DiscardWhatIsCut),
     Mutant::Flaw(Flaw::AppliedBeforeData),
     Mutant::Flaw(Flaw::TakeNewerEpoch),
+    Mutant::Flaw(Flaw::MoveWithoutIndex),
+    Mutant::Flaw(Flaw::FlushedAsOfItsEnd),
 ];
 
 impl Mutant {
@@ -105,6 +107,8 @@ impl Mutant {
             Mutant::Flaw(Flaw::DiscardWhatIsCut) => "discard-what-is-cut",
             Mutant::Flaw(Flaw::AppliedBeforeData) => "applied-before-data",
             Mutant::Flaw(Flaw::TakeNewerEpoch) => "take-newer-epoch",
+            Mutant::Flaw(Flaw::MoveWithoutIndex) => "move-without-index",
+            Mutant::Flaw(Flaw::FlushedAsOfItsEnd) => "flushed-as-of-its-end",
         }
     }
 }

@@ -129,7 +129,7 @@ impl World {
                 let opened = process.machines.begin(group, floor, founders).map_err(failed)?;
                 process.opened.extend(opened);
                 self.hosted.insert(group);
-                self.invariants.opened(node, group);
+                self.invariants.opened(node, group, floor)?;
                 self.coverage.hit("members.opened");
             }
             Hosting::Close { group } => {

@@ -2,11 +2,12 @@
 //! the very parts that the runtime runs: the core, the state machines, the log.
 
 use crate::clock::Clock;
+use node::collection::Standing;
 use node::core::{ApplyJob, Core, Hosted, Hosting, Input, Machine, ScanJob, SnapshotJob};
 use node::host::Machines;
-use paxos::{GroupId, NodeId};
-use shardkv::MemoryStore;
-use shardkv::types::Revision;
+use paxos::{Configuration, GroupId, NodeId, Slot};
+use shardkv::map::ShardMap;
+use shardkv::{MemoryStore, Reader};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use wal::testdisk::MemDisk;
@@ -38,8 +39,34 @@ pub struct Site {
     pub formed: bool,
     /// It never starts again: its disks are gone, or cannot prove its promises.
     pub retired: bool,
-    /// The nodes of the cluster, as it has noted them down.
-    pub met: Vec<NodeId>,
+    /// The nodes of the cluster, as it has noted them down, and the largest id among all that there ever were.
+    pub met: (Vec<NodeId>, NodeId),
+    /// What the last process knew when it died: at least what its disks know.
+    pub last_words: LastWords,
+}
+
+/// What a process knew of who counts.
+#[derive(Debug, Default)]
+pub struct LastWords {
+    /// Its map.
+    pub map: Option<ShardMap>,
+    /// The configurations that its replicas were in, or would have got into by an entry of their logs.
+    pub configurations: Vec<Configuration>,
+}
+
+impl LastWords {
+    /// What a process knows now.
+    pub fn of(process: &Process) -> LastWords {
+        let mut configurations = Vec::new();
+        for replica in process.machines.hosted().filter_map(|group| process.core.replica(group)) {
+            let log = replica.acceptor().log();
+            let (first, last) = log.range();
+            let entries = (first.0..=last.0).filter_map(|slot| log.get(Slot(slot)));
+            configurations.extend(entries.filter_map(|entry| Configuration::of_stop_sign(entry)));
+            configurations.push(replica.configuration().clone());
+        }
+        LastWords { map: Some(process.core.map().clone()), configurations }
+    }
 }
 
 /// Work for the state machines.
@@ -93,11 +120,14 @@ pub struct Process {
     pub jobs: VecDeque<Job>,
     /// See above.
     pub applying: bool,
-    /// Reads of ranges; each has its event.
-    pub scans: Vec<ScanJob>,
-    /// Per group: the floor below which history was collected, and a higher one that is waited for, with
-    /// when it was first seen.
-    pub collected: BTreeMap<GroupId, (Revision, Option<(Revision, u64)>)>,
+    /// Reads of ranges, each by the reader of the moment in which it was asked for; each has its event.
+    pub scans: Vec<(ScanJob, Reader<MemoryStore>)>,
+    /// How far each group's history is collected.
+    pub standings: BTreeMap<GroupId, Standing>,
+    /// How much was written when the flush that runs began.
+    pub flushing: u64,
+    /// When the core is to be woken, by the true time.
+    pub wakes_at: Option<u64>,
 }
 
 impl Process {
@@ -115,7 +145,9 @@ impl Process {
             jobs: VecDeque::new(),
             applying: false,
             scans: Vec::new(),
-            collected: BTreeMap::new(),
+            standings: BTreeMap::new(),
+            flushing: 0,
+            wakes_at: None,
         }
     }
 }

@@ -70,9 +70,9 @@ impl fmt::Display for Failure {
     }
 }
 
-/// The commit that the working tree is at, as far as git tells.
+/// The commit that the working tree is at, as far as git tells, and whether it was changed since.
 fn commit() -> String {
-    let output = std::process::Command::new("git").args(["rev-parse", "HEAD"]).output();
+    let output = std::process::Command::new("git").args(["describe", "--always", "--abbrev=12", "--dirty"]).output();
     match output {
         Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).trim().to_owned(),
         Ok(_) | Err(_) => "unknown".to_owned(),

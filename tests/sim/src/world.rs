@@ -10,6 +10,7 @@ use crate::network::{Endpoint, Network};
 use crate::plan::{Fault, Plan};
 use crate::process::Site;
 use crate::random::Random;
+use crate::stream::Followers;
 use crate::trace::Trace;
 use node::core::Input;
 use node::wire::NodeMessage;
@@ -27,6 +28,8 @@ pub enum NodeEvent {
     Turn,
     /// The heartbeat's interval has passed.
     Tick,
+    /// The core wanted to be woken.
+    Wake,
     /// The log's group commit ends (or is tried again on a full disk).
     WalCommit,
     /// Nothing was appended for a while.
@@ -96,6 +99,8 @@ pub enum Event {
     Replace,
     /// A cut ends.
     Mend(Vec<(Endpoint, Endpoint)>),
+    /// Followers look for changes.
+    Follow,
     /// A disk has space again.
     SpaceBack(NodeId),
     /// The end of a phase.
@@ -161,6 +166,8 @@ pub struct World {
     pub hosted: BTreeSet<GroupId>,
     /// Nodes that will never start again.
     pub losses: Losses,
+    /// Who follows the changes.
+    pub followers: Followers,
 }
 
 impl World {
@@ -191,6 +198,7 @@ impl World {
             converged: false,
             hosted: plan.groups.iter().map(|(group, _)| *group).collect(),
             losses: Losses::default(),
+            followers: Followers::default(),
             plan,
         };
         world.begin();
@@ -229,6 +237,7 @@ impl World {
         if plan.losses_micros_max.is_some() {
             self.schedule(4_000_000, Event::Loss);
         }
+        self.schedule(1_000_000, Event::Follow);
         self.schedule(plan.options.seconds * 1_000_000, Event::Phase);
     }
 
@@ -272,7 +281,7 @@ impl World {
                 self.node_event(node, what)
             }
             Event::Message { from, to, message } => {
-                self.deliver(to, Input::Message { from, message });
+                self.message_arrives(from, to, message);
                 Ok(())
             }
             Event::Request { gateway, to, request } => {
@@ -320,6 +329,7 @@ impl World {
                 self.replace_lost();
                 Ok(())
             }
+            Event::Follow => self.follow(),
             Event::Mend(links) => {
                 links.into_iter().for_each(|(from, to)| self.network.mend(from, to));
                 Ok(())

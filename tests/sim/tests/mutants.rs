@@ -131,3 +131,14 @@ fn writing_that_an_entry_is_applied_before_what_it_does_is_noticed() {
 fn taking_a_newer_epoch_is_noticed() {
     caught(Mutant::Flaw(Flaw::TakeNewerEpoch), 1, &["a stale owner"]);
 }
+
+/// Nobody but the stream of changes asks for the index.
+#[test]
+fn moving_without_the_index_is_noticed() {
+    caught(Mutant::Flaw(Flaw::MoveWithoutIndex), 30, &["the log of changes lacks", "was told that all"]);
+}
+
+#[test]
+fn taking_for_flushed_what_was_applied_meanwhile_is_noticed() {
+    caught(Mutant::Flaw(Flaw::FlushedAsOfItsEnd), 60, &["neither in the log nor applied"]);
+}

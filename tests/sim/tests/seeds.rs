@@ -24,7 +24,8 @@ fn seeds_that_once_failed_pass() {
 #[test]
 fn a_slice_of_seeds_passes_and_meets_every_fault() {
     let coverage = all_pass(1000..1060, Options::default());
-    assert!(coverage.missing().is_empty(), "never saw {:?} in\n{coverage}", coverage.missing());
+    let missing = coverage.missing(60);
+    assert!(missing.is_empty(), "saw {missing:?} too seldom in\n{coverage}");
 }
 
 #[test]

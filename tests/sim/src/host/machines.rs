@@ -4,11 +4,13 @@ use crate::mutant::Mutant;
 use crate::process::Job;
 use crate::world::{NodeEvent, World};
 use node::core::{Applied, ApplyJob, Input, Machine, SnapshotEvent};
-use paxos::{GroupId, NodeId, Slot};
+use paxos::{GroupId, NodeId, Slot, Time};
 use shardkv::Progress;
 
 /// The collector's period.
 const COLLECT_MICROS: u64 = 500_000;
+/// Changes that it looks at in one step.
+const COLLECT_BUDGET: usize = 64;
 
 impl World {
     pub(super) fn kick_apply(&mut self, node: NodeId) {
@@ -33,6 +35,7 @@ impl World {
         if let Some(applied) = applied {
             process.core.input(now, Input::Applied(applied));
         }
+        self.check_owners(node, group)?;
         self.check_hash(node, group, hash)
     }
 
@@ -62,7 +65,11 @@ impl World {
             Some(Job::Snapshot(job)) => {
                 let done = process.machines.snapshot(job).map_err(|error| format!("{node}, image: {error}"))?;
                 if let Some((event, machine)) = done {
+                    let replaced = machine.as_ref().map(|(group, _)| *group);
                     self.piece_done(node, event, machine);
+                    if let Some(group) = replaced {
+                        self.check_owners(node, group)?;
+                    }
                 }
             }
             Some(Job::Hosting(hosting)) => self.place(node, hosting)?,
@@ -75,17 +82,22 @@ impl World {
     pub(super) fn entries_applied(&mut self, node: NodeId, group: GroupId, applied: Applied) -> Result<(), String> {
         let Some(process) = self.process(node) else { return Ok(()) };
         let hash = process.machines.hash(group);
-        if let Some(Machine::Data(reader)) = process.machines.machine(group) {
-            for shard in reader.shards() {
-                if self.invariants.owned(group, &shard)? {
-                    self.coverage.hit("shards.changed");
-                }
-            }
-        }
-        let Some(process) = self.process(node) else { return Ok(()) };
         process.mailbox.push_back(Input::Applied(applied));
         self.wake(node);
+        self.check_owners(node, group)?;
         self.check_hash(node, group, hash)
+    }
+
+    /// What a replica owns nobody else does.
+    fn check_owners(&mut self, node: NodeId, group: GroupId) -> Result<(), String> {
+        let machine = self.process(node).and_then(|process| process.machines.machine(group));
+        let Some(Machine::Data(reader)) = machine else { return Ok(()) };
+        for shard in reader.shards() {
+            if self.invariants.owned(group, &shard)? {
+                self.coverage.hit("shards.changed");
+            }
+        }
+        Ok(())
     }
 
     fn check_hash(&mut self, node: NodeId, group: GroupId, hash: Option<(Slot, u64)>) -> Result<(), String> {
@@ -133,8 +145,8 @@ impl World {
         let Some(site) = self.sites.get_mut(&node) else { return };
         let now = site.clock.read(self.now);
         let Some(process) = site.process.as_mut().filter(|process| !process.scans.is_empty()) else { return };
-        let job = process.scans.remove(place.min(process.scans.len() - 1));
-        let result = process.core.reader(job.group).and_then(|reader| job.execute(|| now, &reader));
+        let (job, reader) = process.scans.remove(place.min(process.scans.len() - 1));
+        let result = job.execute(|| now, &reader);
         self.coverage.hit("reads.scanned");
         self.trace.line(self.now, format_args!("{node} {} read {:?}: {}", job.group, job.work, result.is_some()));
         self.deliver(node, Input::Scanned { number: job.number, result });
@@ -142,6 +154,10 @@ impl World {
 
     pub(super) fn begin_flush(&mut self, node: NodeId, number: u64) {
         let delay = self.random.skewed(1_000, 500_000);
+        if let Some(site) = self.sites.get_mut(&node) {
+            let written = site.store.written();
+            site.process.iter_mut().for_each(|process| process.flushing = written);
+        }
         match self.plan.options.mutant {
             Some(Mutant::ReportFlushEarly) => self.deliver(node, Input::Flushed(number)),
             Some(Mutant::ReleaseEarly) => {
@@ -155,36 +171,32 @@ impl World {
     }
 
     pub(super) fn flushed(&mut self, node: NodeId, number: u64) {
-        let Some(process) = self.process(node) else { return };
-        let flushed = process.machines.flush();
+        let Some(site) = self.sites.get(&node) else { return };
+        let Some(written) = site.process.as_ref().map(|process| process.flushing) else { return };
+        // What was applied while it ran is not in it.
+        site.store.flush_written(written);
+        let left = site.store.unflushed();
         self.coverage.hit("store.flushed");
-        self.trace.line(self.now, format_args!("{node} flushed the store ({number}): {flushed:?}"));
+        self.trace.line(self.now, format_args!("{node} flushed the store ({number}); {left} batches came meanwhile"));
         self.deliver(node, Input::Flushed(number));
     }
 
     pub(super) fn collect(&mut self, node: NodeId) -> Result<(), String> {
         self.later(node, COLLECT_MICROS, NodeEvent::Collect);
-        let (now, lag) = (self.now, self.plan.compaction.unwrap_or(u64::MAX));
-        let groups: Vec<GroupId> = self.hosted.iter().copied().collect();
+        let lag = self.plan.compaction.unwrap_or(u64::MAX);
+        let now = self.sites.get(&node).map_or(Time(0), |site| site.clock.read(self.now));
+        let Some(process) = self.process(node) else { return Ok(()) };
+        let groups: Vec<GroupId> = process.machines.hosted().collect();
+        process.standings.retain(|group, _| groups.contains(group));
         for group in groups {
             let Some(process) = self.process(node) else { return Ok(()) };
             let Some(Machine::Data(reader)) = process.machines.machine(group) else { continue };
-            let floor = reader.shards().iter().map(|shard| shard.floor).max().unwrap_or_default();
-            let (done, since) = process.collected.entry(group).or_default();
-            if floor <= *done {
-                continue;
-            }
-            let (limit, begun) = *since.get_or_insert((floor, now));
-            if now - begun < lag {
-                continue;
-            }
-            let budget = 64;
-            let progress = process
-                .machines
-                .collect(group, budget, limit)
-                .map_err(|error| format!("{node} collecting: {error}"))?;
-            if let Some(Progress::Done(_)) = progress {
-                process.collected.insert(group, (limit, None));
+            let (shards, standing) = (reader.shards(), process.standings.entry(group).or_default());
+            let Some(limit) = standing.due(&shards, now, lag) else { continue };
+            let progress =
+                reader.collect_below(COLLECT_BUDGET, limit).map_err(|error| format!("{node} collecting: {error}"))?;
+            if let Progress::Done(_) = progress {
+                standing.done(&shards, limit);
                 self.coverage.hit("history.collected");
             }
             self.trace.line(self.now, format_args!("{node} {group} collects below {limit}: {progress:?}"));
