@@ -120,10 +120,14 @@ impl World {
 
     /// All changes that history still has, by the revision index of one replica of each group.
     pub(crate) fn change_log(&self) -> Result<ChangeLog, String> {
-        let mut readers: BTreeMap<GroupId, Reader<MemoryStore>> = BTreeMap::new();
         let groups = self.groups();
-        readers.extend(self.data_replicas().into_iter().map(|(_, group, reader)| (group, reader)));
-        readers.retain(|group, _| groups.contains(group));
+        let mut replicas = self.data_replicas();
+        // A learner may lag behind, the members do not any more.
+        replicas.retain(|(node, group, _)| {
+            groups.contains(group) && self.newest_configuration(*group).members.contains(node)
+        });
+        let readers: BTreeMap<GroupId, Reader<MemoryStore>> =
+            replicas.into_iter().map(|(_, group, reader)| (group, reader)).collect();
         let owned: Vec<(&GroupId, &Reader<MemoryStore>, OwnedShard)> = readers
             .iter()
             .flat_map(|(group, it)| it.shards().into_iter().map(move |shard| (group, it, shard)))
