@@ -298,6 +298,27 @@ fn a_rotten_piece_ends_nothing() {
     }
 }
 
+/// A frozen shard may have newer writes elsewhere: here it can be read up to its end, and nobody can say what is newest.
+#[test]
+fn a_frozen_shard_is_read_up_to_its_end_and_not_as_the_newest() {
+    let mut world = World::new(3);
+    (0..12).for_each(|_| world.write());
+    let (shard, mv, epoch) = (SHARD, MoveId(1), Epoch(1));
+    world.groups[0].one(Command::Depart { shard, epoch, mv });
+    let op = Op::Range(Range::all(bounds().keys()));
+    let read = |world: &World, at, newest| {
+        world.groups[0].group.reader().read_until(&[(shard, epoch)], &op, at, newest, &|| false)
+    };
+    let last = world.groups[0].group.reader().newest(&[(shard, epoch)]);
+    assert!(read(&world, last, true).is_ok());
+    let revision = world.stamp();
+    world.groups[0].one(Command::Freeze { revision, shard, mv });
+    let end = world.groups[0].group.reader().newest(&[(shard, epoch)]);
+    assert!(read(&world, end, false).is_ok());
+    assert_eq!(read(&world, end, true), Err(ReadError::WrongShard));
+    assert_eq!(read(&world, Revision(end.0 + 1), false), Err(ReadError::WrongShard));
+}
+
 /// A deletion of more keys than a row of the index holds is cut between pieces, wherever that may be.
 #[test]
 fn changes_of_one_revision_keep_their_order_however_they_are_cut() {

@@ -18,7 +18,8 @@ const CHANGES_MAX: usize = 2;
 pub fn replacements(map: &ShardMap, dead: &BTreeSet<NodeId>, silent: &BTreeSet<NodeId>) -> Vec<MasterCommand> {
     // A group that has lost its majority stands still: it must not keep the others from being mended.
     let goes_on = |group: &&GroupInfo| {
-        group.replicas.iter().filter(|node| !dead.contains(node)).count() >= quorum_of(group.replicas.len())
+        let votes = group.replicas.iter().filter(|node| !dead.contains(node) && is_known(map, **node));
+        votes.count() >= quorum_of(group.replicas.len())
     };
     let under_way = map.all_groups().filter(|group| !group.next.is_empty()).filter(goes_on).count();
     let mut spares = Spares { map, dead, silent, replicas: count_replicas(map) };
@@ -47,6 +48,10 @@ pub fn replacements(map: &ShardMap, dead: &BTreeSet<NodeId>, silent: &BTreeSet<N
         }
     }
     commands
+}
+
+fn is_known(map: &ShardMap, node: NodeId) -> bool {
+    map.nodes.iter().any(|known| known.id == node)
 }
 
 /// Whether a node is being drained, or was removed before the map knew what it held.
@@ -96,7 +101,7 @@ fn replaced(spares: &mut Spares<'_>, group: &GroupInfo) -> Option<Vec<NodeId>> {
     let mut members = group.replicas.clone();
     let mut leaving: Vec<NodeId> = group.replicas.iter().copied().filter(|node| spares.must_leave(*node)).collect();
     // Where there are too few places, the dead come first: the others still vote.
-    leaving.sort_by_key(|node| !spares.dead.contains(node));
+    leaving.sort_by_key(|node| !spares.dead.contains(node) && is_known(spares.map, *node));
     for leaving in leaving {
         let staying: Vec<NodeId> = members.iter().copied().filter(|node| *node != leaving).collect();
         let newcomer = best(spares.map, spares.free(group.id, &members), &staying, &spares.replicas);
@@ -253,6 +258,24 @@ mod tests {
         let mut map = map(4, &[&[1, 2, 3]]);
         map.nodes.remove(2);
         assert_eq!(wanted(&map, &[]), [(1, vec![1, 2, 4])]);
+        map.nodes[0].draining = true;
+        assert_eq!(wanted(&map, &[]), [(1, vec![1, 2, 4])], "one place for two: the one that still votes waits");
+        map.nodes[2].draining = true;
+        assert_eq!(wanted(&map, &[]), [], "there is nowhere to go to");
+    }
+
+    /// What is asked for is done: a stranger that is a member already keeps nobody from leaving.
+    #[test]
+    fn the_dead_are_replaced_beside_a_member_that_the_map_does_not_know() {
+        let mut map = map(5, &[&[1, 2, 3, 4]]);
+        map.nodes.retain(|node| node.id != NodeId(4));
+        let mut state = crate::MasterState { map, ..crate::MasterState::default() };
+        let dead = [NodeId(3)].into();
+        for command in replacements(&state.map, &dead, &dead) {
+            assert_eq!(state.apply(command), crate::MasterOutcome::Applied);
+        }
+        let next: Vec<u64> = state.map.shardmaster.next.iter().map(|node| node.0).collect();
+        assert_eq!(next, [1, 2, 4, 5], "one place for two");
     }
 
     #[test]

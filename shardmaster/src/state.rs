@@ -247,10 +247,12 @@ impl MasterState {
         if members.is_empty() || members.len() > MEMBERS_MAX {
             return refused(format!("a group has 1 to {MEMBERS_MAX} replicas, not {}", members.len()));
         }
-        if let Some(stranger) = members.iter().find(|node| !self.map.nodes.iter().any(|known| known.id == **node)) {
+        let Some(group) = self.map.group(id) else { return refused(format!("{id} is no group of the map")) };
+        let known =
+            |node: &NodeId| self.map.nodes.iter().any(|known| known.id == *node) || group.replicas.contains(node);
+        if let Some(stranger) = members.iter().find(|node| !known(node)) {
             return refused(format!("{stranger} is no node of the map"));
         }
-        let Some(group) = self.map.group(id) else { return refused(format!("{id} is no group of the map")) };
         let newcomer = |node: &&NodeInfo| members.contains(&node.id) && !group.replicas.contains(&node.id);
         for node in self.map.nodes.iter().filter(newcomer) {
             if !placement::keeps(node, id) {

@@ -75,6 +75,8 @@ fn status_tables(answer: &StatusResponse) -> Result<(), Failure> {
 fn trouble(answer: &StatusResponse) -> Option<String> {
     let silent = answer.nodes.iter().filter(|node| !node.alive);
     let silent = silent.map(|node| format!("node {} ({}) does not answer: {}", node.id, node.name, node.error));
+    let full = answer.nodes.iter().filter(|node| node.no_space);
+    let full = full.map(|node| format!("node {} ({}) takes no writes: free space on its disk", node.id, node.name));
     let orphaned = answer.groups.iter().filter(|group| group.leader == 0);
     let orphaned = orphaned.map(|group| format!("group {} has no leader among the nodes that answer", group.id));
     let replicas = answer.groups.iter().flat_map(|group| group.replicas.iter().map(move |replica| (group, replica)));
@@ -82,7 +84,7 @@ fn trouble(answer: &StatusResponse) -> Option<String> {
         let name = name_of(answer, replica.node);
         format!("group {}: the replica on {name} is {} entries behind", group.id, replica.lag_slots)
     });
-    let troubles: Vec<String> = silent.chain(orphaned).chain(behind).collect();
+    let troubles: Vec<String> = silent.chain(full).chain(orphaned).chain(behind).collect();
     (!troubles.is_empty()).then(|| troubles.join("; "))
 }
 
@@ -166,6 +168,7 @@ fn node_json(node: &Node) -> Value {
         "client_address": node.client_address,
         "boot": node.boot,
         "uptime_seconds": node.uptime_seconds,
+        "no_space": node.no_space,
         "version": node.version,
     })
 }
@@ -260,5 +263,13 @@ mod tests {
         assert_eq!(told(ReplicaState::CatchingUp, 1000), None);
         assert_eq!(told(ReplicaState::Follower, 1001), None);
         assert!(told(ReplicaState::Follower, 10_001).is_some());
+    }
+
+    #[test]
+    fn a_full_disk_is_worth_attention() {
+        let node = |no_space| Node { id: 2, name: "n2".to_owned(), alive: true, no_space, ..Node::default() };
+        let told = |no_space| trouble(&StatusResponse { nodes: vec![node(no_space)], ..StatusResponse::default() });
+        assert_eq!(told(true).as_deref(), Some("node 2 (n2) takes no writes: free space on its disk"));
+        assert_eq!(told(false), None);
     }
 }

@@ -85,11 +85,11 @@ fn groups_on(status: &StatusResponse, node: u64) -> Vec<u64> {
 
 async fn list(options: ClientOptions) -> Result<(), Failure> {
     let answer = status(&options.client()?).await?;
-    let state = |node: &Node| match (node.alive, node.draining) {
-        (true, false) => "alive",
-        (true, true) => "alive, draining",
-        (false, false) => "silent",
-        (false, true) => "silent, draining",
+    let state = |node: &Node| {
+        let mut words = vec![if node.alive { "alive" } else { "silent" }];
+        words.extend(node.draining.then_some("draining"));
+        words.extend(node.no_space.then_some("disk full"));
+        words.join(", ")
     };
     match options.format() {
         Format::Json => {
@@ -99,6 +99,7 @@ async fn list(options: ClientOptions) -> Result<(), Failure> {
                     "name": node.name,
                     "alive": node.alive,
                     "draining": node.draining,
+                    "no_space": node.no_space,
                     "zone": node.zone,
                     "peer_address": node.peer_address,
                     "client_address": node.client_address,
@@ -113,7 +114,7 @@ async fn list(options: ClientOptions) -> Result<(), Failure> {
                 let groups: Vec<String> = groups_on(&answer, node.id).iter().map(u64::to_string).collect();
                 let groups = if groups.is_empty() { "-".to_owned() } else { groups.join(",") };
                 let zone = if node.zone.is_empty() { "-" } else { &node.zone };
-                let (name, state) = (node.name.clone(), state(node).to_owned());
+                let (name, state) = (node.name.clone(), state(node));
                 vec![node.id.to_string(), name, state, zone.to_owned(), node.peer_address.clone(), groups]
             }),
         ),

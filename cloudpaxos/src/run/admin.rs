@@ -83,7 +83,7 @@ fn fill(report: NodeReport, status: &CoreStatus) -> NodeReport {
     let moves = status.moves.iter().map(move_report).collect();
     let loads = status.loads.iter().map(load_report).collect();
     let (replicas, balance) = (status.groups.iter().map(replica_report).collect(), status.balance.clone());
-    NodeReport { replicas, sequencer, moves, loads, balance, ..report }
+    NodeReport { replicas, sequencer, moves, loads, balance, no_space: status.no_space, ..report }
 }
 
 fn load_report(load: &ShardLoad) -> admin::ShardLoad {

@@ -87,6 +87,7 @@ impl Answers {
                 version: report.version.clone(),
                 boot: report.boot,
                 uptime_seconds: report.uptime_seconds,
+                no_space: report.no_space,
                 ..node
             },
             Some(Err(error)) => Node { error: error.to_string(), ..node },

@@ -25,6 +25,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// How often the shardmaster's leader looks whether replicas must move.
 const PLACE_MICROS: u64 = 1_000_000;
+/// A configuration that has begun is led, and the map knows it, within this; or something is amiss.
+const UNLED_MICROS: u64 = 1_000_000;
 /// A newcomer is close enough to vote when it lacks at most so many entries.
 const CLOSE_SLOTS: u64 = 64;
 
@@ -59,6 +61,8 @@ pub(super) struct Comings {
     pub(super) ended: BTreeMap<GroupId, Ballot>,
     /// Groups whose leader, here, drains for a change.
     sealing: BTreeSet<GroupId>,
+    /// Since when the map lags behind the configuration that replicas here are in.
+    pub(super) behind: BTreeMap<GroupId, Time>,
     /// Since when nodes have not been reached.
     pub(super) unreached: BTreeMap<NodeId, Time>,
     /// When replicas were last placed anew.
@@ -86,8 +90,9 @@ impl<S: Store> Core<S> {
             let id = plan.id;
             let busy = self.comings.opening.contains(&id) || self.comings.closing.contains_key(&id);
             let ended = self.comings.ended.get(&id).copied().unwrap_or_default();
-            let forgot =
-                plan.replicas.contains(&me) && self.comings.ended.contains_key(&id) && plan.config <= ended.config;
+            // A replica ends only by a map that knows at least its configuration: one that knows less is old.
+            let voted = plan.config == ended.config && plan.replicas.contains(&me);
+            let forgot = self.comings.ended.contains_key(&id) && (voted || plan.config < ended.config);
             match self.groups.get(&id) {
                 None if plan.involves(me) && !busy && !forgot => {
                     let floor = Configuration::floor(plan.config).max(ended);
@@ -118,6 +123,7 @@ impl<S: Store> Core<S> {
         }
         self.busy.remove(&id);
         self.untold.remove(&id);
+        self.comings.behind.remove(&id);
         self.beats.forget(id);
         self.end_transfers(id);
         let promised = group.replica.acceptor().promised().max(Configuration::floor(newest));
@@ -191,18 +197,12 @@ impl<S: Store> Core<S> {
             return;
         }
         let present = group.replica.configuration().clone();
-        let Some(lead) = group.lead.as_mut() else {
-            // Nobody leads what has begun, perhaps because a member that the map does not know of has no replica: it
-            // followed as a learner, and closed when something else was wanted.
-            let unled = plan.config < present.id && !group.replica.is_content();
-            if unled && present.contains(self.config.me) && plan.sealed != present.members {
-                self.tell_configuration(now, id, present, false);
-            }
-            return;
-        };
-        if plan.config < present.id && lead.ready {
-            return self.tell_configuration(now, id, present, true);
+        if plan.config < present.id {
+            let serves = group.lead.as_ref().is_some_and(|lead| lead.ready);
+            return self.tell_begun(now, &plan, present, serves);
         }
+        self.comings.behind.remove(&id);
+        let Some(lead) = group.lead.as_mut() else { return };
         let wanted = wanted(&plan, &present);
         let learners: Vec<NodeId> = wanted.iter().copied().filter(|node| !present.contains(*node)).collect();
         let (matched, length) = (group.replica.matched(), group.replica.next_slot().prev());
@@ -279,6 +279,18 @@ impl<S: Store> Core<S> {
         }
     }
 
+    /// A configuration has begun, and the map does not know. Its leader says so once it serves. Where that takes long,
+    /// everybody in it says that it is needed: a member may have no replica, for it followed as a learner, and closed when
+    /// something else was wanted; then nobody may ever lead. (Who believes that somebody does can be wrong: a node that
+    /// has no replica looks like one that follows.)
+    fn tell_begun(&mut self, now: Time, plan: &GroupInfo, present: Configuration, serves: bool) {
+        let since = *self.comings.behind.entry(plan.id).or_insert(now);
+        let unled = now.since(since) >= UNLED_MICROS && present.contains(self.config.me);
+        if serves || (unled && plan.sealed != present.members) {
+            self.tell_configuration(now, plan.id, present, serves);
+        }
+    }
+
     /// The shardmaster is told what is in force, or about to be, until the map says so.
     fn tell_configuration(&mut self, now: Time, group: GroupId, configuration: Configuration, begun: bool) {
         let Configuration { id: config, members, .. } = configuration;
@@ -300,7 +312,7 @@ impl<S: Store> Core<S> {
     ) {
         let news = self.map.group(group).is_some_and(|known| match begun {
             true => known.config < config,
-            false => known.config < config && known.sealed != members,
+            false => known.config.0 + 1 == config.0 && known.sealed != members,
         });
         if news {
             self.note_master(now, &MasterCommand::Configured { group, config, members, begun });

@@ -15,7 +15,7 @@ use crate::timeline::{Timeline, Versions};
 use crate::{
     Answer, Event, EventIndex, History, Key, KeyState, Operation, Outcome, ReadMode, Revision, Seen, Violation,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What an answer says about a key.
 enum Claim<'h> {
@@ -53,7 +53,56 @@ pub fn check(history: &History, timeline: &Timeline) -> Vec<Violation> {
         }
         violations.extend(judge.finish());
     }
+    violations.extend(deletions_without_a_request(history, timeline, &violations));
     violations
+}
+
+/// Deletions of which only the log or a watch tells, by revision: all of one are the work of one request, and no request
+/// works at two. Each key by itself was judged before; these are the ranges that were deleted twice, or by halves.
+fn deletions_without_a_request(history: &History, timeline: &Timeline, known: &[Violation]) -> Vec<Violation> {
+    let mut unexplained: BTreeMap<Revision, Vec<&Key>> = BTreeMap::new();
+    for (key, versions) in timeline.keys() {
+        let of_unknown = versions.iter().filter(|(_, version)| version.value.is_none() && version.writer.is_none());
+        of_unknown.for_each(|(revision, _)| unexplained.entry(*revision).or_default().push(key));
+    }
+    let unknown: Vec<(&Operation, Revision)> = history
+        .events
+        .iter()
+        .filter(|event| event.outcome == Outcome::Unknown)
+        .map(|event| (&event.operation, timeline.handed_out_before(event.invoked)))
+        .collect();
+    let mut taken: Vec<Option<Revision>> = vec![None; unknown.len()];
+    let mut violations = Vec::new();
+    for (revision, keys) in &unexplained {
+        if !find_request(*revision, &unexplained, &unknown, &mut taken, &mut BTreeSet::new()) {
+            let violation = Violation::UnexplainedDeletion { key: keys[0].clone(), revision: *revision };
+            violations.extend(Some(violation).filter(|violation| !known.contains(violation)));
+        }
+    }
+    violations
+}
+
+/// Gives a revision an unknown deletion of its own that covers all its keys, and others another one where need be: an
+/// augmenting path in the graph of both (Kuhn, "The Hungarian method for the assignment problem", 1955).
+fn find_request(
+    revision: Revision,
+    unexplained: &BTreeMap<Revision, Vec<&Key>>,
+    unknown: &[(&Operation, Revision)],
+    taken: &mut Vec<Option<Revision>>,
+    tried: &mut BTreeSet<usize>,
+) -> bool {
+    for (request, (operation, earliest)) in unknown.iter().enumerate() {
+        let covers = *earliest < revision && unexplained[&revision].iter().all(|key| deletes(operation, key));
+        if !covers || !tried.insert(request) {
+            continue;
+        }
+        let free = taken[request].is_none_or(|other| find_request(other, unexplained, unknown, taken, tried));
+        if free {
+            taken[request] = Some(revision);
+            return true;
+        }
+    }
+    false
 }
 
 fn observe<'h>(all: &mut ByKey<'h>, timeline: &'h Timeline, event: EventIndex, recorded: &'h Event) {
@@ -190,10 +239,16 @@ impl<'a> KeyJudge<'a> {
         version.value.is_some().then_some(*revision)
     }
 
+    /// How many puts of unknown outcome may have happened at `from` or later, unseen: the log knows all that did.
+    fn unseen_puts(&self, from: Revision) -> u64 {
+        let logged = self.history.log.as_ref().is_some_and(|log| log.from <= from);
+        if logged { 0 } else { self.unknown_puts }
+    }
+
     /// Whether a guard that held can have meant a put of unknown outcome whose value nobody saw.
     fn may_be_unseen_put(&self, at: Revision, written: Revision) -> bool {
         let newest = self.versions.range(..=at).next_back().map(|(revision, _)| *revision);
-        self.unknown_puts > 0 && newest.is_none_or(|newest| newest < written)
+        self.unseen_puts(written) > 0 && newest.is_none_or(|newest| newest < written)
     }
 
     fn stay(&mut self, written: Revision) -> &mut Stay {
@@ -239,7 +294,7 @@ impl<'a> KeyJudge<'a> {
             return;
         }
         let least = count(&self.puts, created) as u64;
-        let most = least + self.unknown_puts;
+        let most = least + self.unseen_puts(created);
         if seen.version < least || seen.version > most {
             let version = seen.version;
             self.violations.push(Violation::WrongVersion { event, key, version, least, most });
@@ -260,11 +315,13 @@ impl<'a> KeyJudge<'a> {
             let Some((absent_from, event)) = stay.absent_from else { continue };
             let otherwise = Violation::WriteLost { key: self.key.clone(), written, present_until, absent_from, event };
             let logged = self.history.log.as_ref().is_some_and(|log| present_until.0 + 1 >= log.from.0);
+            // What was deleted later would be in the log.
+            let before_log = self.history.log.as_ref().map_or(absent_from, |log| log.from.prev());
             if absent_from <= present_until || logged {
                 // It came back, or the log knows all deletions and this is none of them.
                 self.violations.push(otherwise);
             } else {
-                needs.push(Need { after: present_until, until: absent_from, otherwise });
+                needs.push(Need { after: present_until, until: absent_from.min(before_log), otherwise });
             }
         }
         self.match_deletions(needs);
@@ -304,9 +361,6 @@ fn deletes(operation: &Operation, key: &Key) -> bool {
 }
 
 fn unknown_puts(history: &History, timeline: &Timeline, key: &Key) -> u64 {
-    if history.log.as_ref().is_some_and(|log| log.from <= Revision(1)) {
-        return 0;
-    }
     let possible = history.indexed().filter(|(index, event)| {
         event.outcome == Outcome::Unknown
             && timeline.revision_of(*index).is_none()

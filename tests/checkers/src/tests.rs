@@ -330,6 +330,43 @@ fn a_range_is_deleted_as_a_whole() {
     assert_finds!(deleted(&[("a", 2), ("b", 2)]), Violation::ValueFromNowhere { .. });
 }
 
+/// One request that nobody heard of again, and deletions in the log that it may have done.
+#[test]
+fn an_unknown_deletion_of_a_range_happens_once() {
+    let change = |revision, key: &str, value: Option<&str>| Change {
+        revision: Revision(revision),
+        key: Key::new(key),
+        value: value.map(Value::new),
+    };
+    let deleted = |deletions: &[(u64, &str)]| {
+        let mut script = Script::default().put(1, (0, 10), "a", 2).put(1, (20, 30), "b", 3);
+        let operation = Operation::DeleteRange { start: Key::new("a"), end: Key::new("c") };
+        let (client, invoked, outcome) = (ClientId(2), Time(40), Outcome::Unknown);
+        script.0.events.push(Event { client, invoked, operation, outcome });
+        let puts = [change(2, "a", Some("v2")), change(3, "b", Some("v3"))];
+        let deletions = deletions.iter().map(|(revision, key)| change(*revision, key, None));
+        script.0.log = Some(ChangeLog::complete(puts.into_iter().chain(deletions).collect()));
+        script
+    };
+    assert_eq!(deleted(&[(5, "a"), (5, "b")]).violations(), []);
+    assert_finds!(deleted(&[(5, "a"), (6, "b")]), Violation::UnexplainedDeletion { revision: Revision(6), .. });
+    assert_finds!(deleted(&[(3, "a"), (5, "b")]), Violation::UnexplainedDeletion { revision: Revision(3), .. });
+}
+
+/// A key vanished before the log begins; what could have deleted it came later.
+#[test]
+fn a_deletion_below_the_log_came_before_it() {
+    let mut script = Script::default().put(1, (0, 10), "a", 5).put(1, (20, 30), "b", 15);
+    let (client, invoked, outcome) = (ClientId(2), Time(40), Outcome::Unknown);
+    script.0.events.push(Event { client, invoked, operation: delete_of("a"), outcome });
+    let operation = Operation::Get { key: Key::new("a"), mode: ReadMode::Linearizable };
+    let mut script = script.event(3, (50, 60), operation, 20, Answer::Read { kvs: Vec::new() });
+    let changes = vec![Change { revision: Revision(15), key: Key::new("b"), value: Some(Value::new("v15")) }];
+    assert_eq!(script.violations(), [], "without a log it may have been deleted after 15");
+    script.0.log = Some(ChangeLog { from: Revision(10), changes });
+    assert_finds!(script, Violation::WriteLost { .. });
+}
+
 #[test]
 fn histories_survive_their_file() {
     let mut history = Script::default().put(1, (0, 10), "a\n\u{e9}", 2).0;

@@ -4,6 +4,8 @@ use bytes::Bytes;
 use e2e::client::{channel, kv};
 use e2e::cluster::{Cluster, Number, Start};
 use e2e::system::{Layout, Member, System};
+use proto::admin::StatusRequest;
+use proto::admin::admin_client::AdminClient;
 use proto::etcdserverpb as pb;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -267,6 +269,9 @@ async fn full_disks_refuse_writes_and_answer_reads_also_after_a_restart_until_th
     writer.put_until("they refuse again", says_full).await;
     writer.verify().await;
     cluster.check_alive().expect("all nodes run");
+    let mut admin = AdminClient::new(channel(&cluster.endpoints()[0]));
+    let status = admin.status(StatusRequest {}).await.expect("nodes answer with full disks").into_inner();
+    assert!(status.nodes.iter().any(|node| node.no_space), "nobody says so: {:?}", status.nodes);
 
     cluster.numbers().into_iter().for_each(|number| disks.clear(cluster.member(number)));
     writer.put_until("writes go on once there is room", Result::is_ok).await;

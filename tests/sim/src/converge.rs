@@ -10,7 +10,7 @@ use shardkv::ops::{Op, OpResult, Range, RangeResult};
 use shardkv::types::{Epoch, Keys, Revision, ShardId};
 use shardkv::{Event, MemoryStore, ReadError, Reader};
 use shardmaster::MasterState;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Clients go on for so long after everything was mended.
@@ -193,19 +193,16 @@ impl World {
     /// The hash tells what was done; this is what is stored: every key, and every change that history still has. Images,
     /// moves and collection must leave the same behind everywhere.
     fn compare_contents(&self, group: GroupId, states: &[(NodeId, Slot, u64)]) -> Result<(), String> {
-        let mut first: Option<(NodeId, Slot, Contents)> = None;
+        let mut first: BTreeMap<Slot, (NodeId, Contents)> = BTreeMap::new();
         for (node, slot, _) in states {
             let process = self.sites.get(node).and_then(|site| site.process.as_ref());
             let Some(Machine::Data(reader)) = process.and_then(|it| it.machines.machine(group)) else { continue };
             let contents = contents(&reader).map_err(|error| format!("{node} cannot read {group}: {error}"))?;
-            match &first {
-                None => first = Some((*node, *slot, contents)),
-                Some((other, at, known)) if at == slot && *known != contents => {
-                    return Err(format!(
-                        "{group} holds {known:?} on {other}, and {contents:?} on {node}, both at slot {slot}"
-                    ));
-                }
-                Some(_) => {}
+            let (other, known) = first.entry(*slot).or_insert_with(|| (*node, contents.clone()));
+            if *known != contents {
+                return Err(format!(
+                    "{group} holds {known:?} on {other}, and {contents:?} on {node}, both at slot {slot}"
+                ));
             }
         }
         Ok(())
@@ -213,19 +210,16 @@ impl World {
 
     /// Replicas of the shardmaster know the same.
     fn compare_masters(&self) -> Result<(), String> {
-        let mut first: Option<(NodeId, Slot, Arc<MasterState>)> = None;
+        let mut first: BTreeMap<Slot, (NodeId, Arc<MasterState>)> = BTreeMap::new();
         for (node, site) in &self.sites {
             let Some(process) = &site.process else { continue };
             let Some(Machine::Master(state)) = process.machines.machine(SHARDMASTER_GROUP) else { continue };
             let slot = process.machines.applied(SHARDMASTER_GROUP);
-            match &first {
-                Some((other, at, known)) if *at == slot && *known != state => {
-                    return Err(format!(
-                        "the shardmaster is {known:?} on {other}, and {state:?} on {node}, both at slot {slot}"
-                    ));
-                }
-                Some(_) => {}
-                None => first = Some((*node, slot, state)),
+            let (other, known) = first.entry(slot).or_insert_with(|| (*node, state.clone()));
+            if *known != state {
+                return Err(format!(
+                    "the shardmaster is {known:?} on {other}, and {state:?} on {node}, both at slot {slot}"
+                ));
             }
         }
         Ok(())
@@ -241,14 +235,14 @@ impl World {
                     states.push((*node, slot, hash));
                 }
             }
-            for pair in states.windows(2) {
-                if pair[0].1 == pair[1].1 && pair[0].2 != pair[1].2 {
-                    return Err(format!("replicas of {group} differ at the end: {states:?}"));
-                }
+            let differ = |a: &(NodeId, Slot, u64), b: &(NodeId, Slot, u64)| a.1 == b.1 && a.2 != b.2;
+            if states.iter().any(|a| states.iter().any(|b| differ(a, b))) {
+                return Err(format!("replicas of {group} differ at the end: {states:?}"));
             }
             self.compare_contents(*group, &states)?;
         }
         self.compare_masters()?;
+        self.follow_to_the_end()?;
         self.history.log = Some(self.change_log()?);
         self.history.watches = self.followers.take();
         for gateway in &self.gateways {

@@ -17,8 +17,10 @@ use node::wire::NodeMessage;
 use paxos::{GroupId, Message, NodeId, Wire};
 use shardkv::codec;
 
-/// No message needs more than an image's piece and the row that ends it; the queue to a peer has room for many of these.
-const MESSAGE_BYTES_MAX: usize = 2 * TRANSFER_PIECE_BYTES;
+/// An image's piece has no more bytes than these, with the row that ends it; the queue to a peer has room for many.
+const IMAGE_PIECE_BYTES_MAX: usize = 2 * TRANSFER_PIECE_BYTES;
+/// Nor any other message than these: pieces of logs and of shards are smaller here, and so are maps.
+const MESSAGE_BYTES_MAX: usize = 320 << 10;
 
 impl World {
     /// Something happens on a node whose process runs.
@@ -122,8 +124,9 @@ impl World {
         }
         let met = &site.met.0;
         if map.nodes.len() != met.len() || map.nodes.iter().zip(met).any(|(info, met)| info.id != *met) {
-            site.met = (map.nodes.iter().map(|info| info.id).collect(), last);
+            site.met.0 = map.nodes.iter().map(|info| info.id).collect();
         }
+        site.met.1 = last;
     }
 
     /// Whether a node has a stream to another one, or lets it open one.
@@ -287,7 +290,11 @@ impl World {
 /// What is left of a message when it was encoded, queued and decoded.
 fn travelled(message: NodeMessage) -> Result<NodeMessage, String> {
     let bytes = codec::encode(&message);
-    if bytes.len() > MESSAGE_BYTES_MAX {
+    let most = match message {
+        NodeMessage::SnapshotPiece { .. } => IMAGE_PIECE_BYTES_MAX,
+        _ => MESSAGE_BYTES_MAX,
+    };
+    if bytes.len() > most {
         return Err(format!(
             "a message of {} bytes would not fit into the queue to a peer: {}",
             bytes.len(),

@@ -91,7 +91,9 @@ impl World {
         found
     }
 
-    fn follow_shard(&mut self, reader: &Reader<MemoryStore>, shard: &OwnedShard) -> Result<(), ReadError> {
+    /// Whether there was anything to get.
+    fn follow_shard(&mut self, reader: &Reader<MemoryStore>, shard: &OwnedShard) -> Result<bool, ReadError> {
+        let mut news = false;
         let named = [(shard.id, shard.epoch)];
         // What is applied is decided: nothing comes below it any more.
         let (upto, floor) = (reader.newest(&named), Revision(reader.floor(&named).0));
@@ -114,20 +116,34 @@ impl World {
             );
             let header = Revision(found.next.0 - 1);
             log.answers.push(WatchAnswer { header, changes: Vec::new() });
+            news = true;
+        }
+        Ok(news)
+    }
+
+    /// One member's reader for each group. A learner may lag behind, the members do not any more.
+    fn readers_of_members(&self) -> BTreeMap<GroupId, Reader<MemoryStore>> {
+        let groups = self.groups();
+        let mut replicas = self.data_replicas();
+        replicas.retain(|(node, group, _)| {
+            groups.contains(group) && self.newest_configuration(*group).members.contains(node)
+        });
+        replicas.into_iter().map(|(_, group, reader)| (group, reader)).collect()
+    }
+
+    /// Every follower gets what it has not got yet.
+    pub(crate) fn follow_to_the_end(&mut self) -> Result<(), String> {
+        for (group, reader) in self.readers_of_members() {
+            for shard in reader.shards() {
+                while self.follow_shard(&reader, &shard).map_err(|error| format!("{group}, at the end: {error}"))? {}
+            }
         }
         Ok(())
     }
 
     /// All changes that history still has, by the revision index of one replica of each group.
     pub(crate) fn change_log(&self) -> Result<ChangeLog, String> {
-        let groups = self.groups();
-        let mut replicas = self.data_replicas();
-        // A learner may lag behind, the members do not any more.
-        replicas.retain(|(node, group, _)| {
-            groups.contains(group) && self.newest_configuration(*group).members.contains(node)
-        });
-        let readers: BTreeMap<GroupId, Reader<MemoryStore>> =
-            replicas.into_iter().map(|(_, group, reader)| (group, reader)).collect();
+        let readers = self.readers_of_members();
         let owned: Vec<(&GroupId, &Reader<MemoryStore>, OwnedShard)> = readers
             .iter()
             .flat_map(|(group, it)| it.shards().into_iter().map(move |shard| (group, it, shard)))
