@@ -151,7 +151,11 @@ fn dispatch(command: Command) -> Result<(), BenchError> {
             let on_top = std::fs::read_to_string(&preamble).map_err(BenchError::file(&preamble))?;
             let text = report::markdown(&on_top, &report::read(&results)?);
             match output {
-                Some(path) => std::fs::write(&path, text).map_err(BenchError::file(&path)),
+                Some(path) => {
+                    let before = std::fs::read_to_string(&path).unwrap_or_default();
+                    let text = text + report::by_hand(&before);
+                    std::fs::write(&path, text).map_err(BenchError::file(&path))
+                }
                 None => {
                     print!("{text}");
                     Ok(())

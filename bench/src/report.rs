@@ -75,6 +75,14 @@ pub fn peak(measurements: &[Measurement], operation: Operation) -> Result<u64, B
     Ok(lowest as u64)
 }
 
+/// From here on a document is written by hand: a report that is made anew leaves it alone.
+const BY_HAND: &str = "<!-- by hand from here on -->";
+
+/// The part of a document that is not ours, if it has one.
+pub fn by_hand(document: &str) -> &str {
+    document.find(BY_HAND).map_or("", |at| &document[at..])
+}
+
 /// The whole page.
 pub fn markdown(preamble: &str, measurements: &[Measurement]) -> String {
     let table = summarise(measurements);
@@ -177,6 +185,13 @@ mod tests {
         }
         all.push(measurement("etcd", 0, 30.0, Some(30)));
         all
+    }
+
+    #[test]
+    fn what_was_written_by_hand_stays() {
+        let document = format!("# Old\n\n| old |\n{BY_HAND}\n\n## Ours\n");
+        assert_eq!(by_hand(&document), format!("{BY_HAND}\n\n## Ours\n"));
+        assert_eq!(by_hand("# Old\n"), "");
     }
 
     #[test]

@@ -207,8 +207,11 @@ fn moves_of_shards_for_people_and_programs() {
     let fake = Fake::start(Mood::Good);
     let at = fake.address();
     let table = ok(at, &["shards", "moves"]);
-    assert!(table.contains("copying") && table.contains("25 %") && table.contains("3.00 MiB"), "{table}");
+    for part in ["copying", "#####---------------  25 %", "3.00 MiB", "1.00 MiB/s", "9 seconds", "4s"] {
+        assert!(table.contains(part), "{part:?}: {table}");
+    }
     let moves = json(at, &["shards", "moves"]);
+    assert_eq!(moves["moves"][0]["seconds_left"], 9);
     assert_eq!((&moves["moves"][0]["stage"], &moves["last"]), (&"copying".into(), &7.into()));
     assert!(ok(at, &["shards", "move", "2", "3", "--no-wait"]).contains("move 7: shard 2 will move to group 3"));
     for (words, told) in [

@@ -60,6 +60,10 @@ impl MasterState {
         }
         let changes = group.emptying != emptying;
         group.emptying = emptying;
+        if emptying {
+            // What is on its way there would have to go on at once.
+            self.map.moves.retain(|planned| planned.to != id);
+        }
         self.map.version += u64::from(changes);
         MasterOutcome::Applied
     }
@@ -123,6 +127,24 @@ mod tests {
 
     fn change(state: &mut MasterState, change: GroupChange) -> MasterOutcome {
         state.apply(MasterCommand::ChangeGroups(change))
+    }
+
+    /// Whoever moves shards by hand, or did so a moment ago, must not keep a group from being emptied.
+    #[test]
+    fn nothing_moves_to_a_group_that_is_to_be_emptied() {
+        let mut state = state();
+        let (shard, to) = (ShardId(1), GroupId(3));
+        change(&mut state, GroupChange::Create { members: vec![], nonce: 1 });
+        let start = |state: &mut MasterState| state.apply(MasterCommand::ChangeShards(ShardChange::Move { shard, to }));
+        assert!(matches!(start(&mut state), MasterOutcome::Move(_)));
+        change(&mut state, GroupChange::Empty { group: to, emptying: true });
+        assert_eq!(state.map.moves, []);
+        assert!(matches!(start(&mut state), MasterOutcome::Failed(_)));
+        let pin = shardkv::map::Pin { prefix: "/x".into(), group: to };
+        let pin = state.apply(MasterCommand::ChangeShards(ShardChange::Pin(pin)));
+        assert!(matches!(pin, MasterOutcome::Failed(_)));
+        change(&mut state, GroupChange::Empty { group: to, emptying: false });
+        assert!(matches!(start(&mut state), MasterOutcome::Move(_)));
     }
 
     #[test]

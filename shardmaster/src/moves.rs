@@ -44,6 +44,9 @@ impl MasterState {
         if shard.group == to {
             return refused(format!("{id} is in {to} already"));
         }
+        if map.group(to).is_some_and(|group| group.emptying) {
+            return refused(format!("{to} is to be emptied: choose another group, or let it keep its shards"));
+        }
         if map.reshape_to(id).is_some() {
             return refused(format!("{id} is being split or merged: try again in a moment"));
         }

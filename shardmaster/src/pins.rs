@@ -17,6 +17,9 @@ impl MasterState {
         if pin.group == SHARDMASTER_GROUP || !self.map.groups.iter().any(|group| group.id == pin.group) {
             return refused(format!("{} is no group that holds shards", pin.group));
         }
+        if self.map.groups.iter().any(|group| group.id == pin.group && group.emptying) {
+            return refused(format!("{} is to be emptied: choose another group, or let it keep its shards", pin.group));
+        }
         let overlaps = |other: &&Pin| {
             other.prefix != pin.prefix
                 && (other.prefix.starts_with(&pin.prefix) || pin.prefix.starts_with(&other.prefix))

@@ -17,6 +17,8 @@ use std::time::Duration;
 
 /// Of a progress bar.
 const WHOLE: u64 = 1000;
+/// Characters of one in a table.
+const BAR_WIDTH: u64 = 20;
 
 /// A shard, and where it is to be.
 #[derive(Args, Clone, Debug)]
@@ -83,16 +85,35 @@ pub(super) async fn moves(options: ClientOptions) -> Result<(), Failure> {
         })),
         Format::Table if answer.moves.is_empty() => output::line("no shard is moving"),
         Format::Table => output::table(
-            &["MOVE", "SHARD", "FROM", "TO", "STAGE", "COPIED", "BYTES"],
-            answer.moves.iter().map(|one| {
-                let report = one.report.unwrap_or_default();
-                let numbers = [one.id, one.shard, one.from, one.to].map(|number| number.to_string());
-                let share = format!("{} %", report.copied_per_mille / 10);
-                let bytes = HumanBytes(report.copied_bytes).to_string();
-                numbers.into_iter().chain([stage(report.stage()).to_owned(), share, bytes]).collect()
-            }),
+            &["MOVE", "SHARD", "FROM", "TO", "STAGE", "PROGRESS", "BYTES", "RATE", "LEFT", "STILL FOR"],
+            answer.moves.iter().map(row),
         ),
     }
+}
+
+fn row(one: &Move) -> Vec<String> {
+    let report = one.report.unwrap_or_default();
+    let numbers = [one.id, one.shard, one.from, one.to].map(|number| number.to_string());
+    let share = u64::from(report.copied_per_mille).min(WHOLE);
+    let done = usize::try_from(share * BAR_WIDTH / WHOLE).unwrap_or_default();
+    let bar = format!("{:-<width$} {:>3} %", "#".repeat(done), share * 100 / WHOLE, width = BAR_WIDTH as usize);
+    let (bytes, rate) = (HumanBytes(report.copied_bytes), HumanBytes(report.bytes_per_second));
+    let left = left(&report).map_or("-".to_owned(), |left| HumanDuration(left).to_string());
+    let still = Duration::from_secs(report.still_millis / 1_000);
+    let still = if still.is_zero() { "-".to_owned() } else { humantime::format_duration(still).to_string() };
+    let texts = [stage(report.stage()).to_owned(), bar, bytes.to_string(), format!("{rate}/s"), left, still];
+    numbers.into_iter().chain(texts).collect()
+}
+
+/// How long the copying will take, if it goes on like this.
+fn left(report: &MoveReport) -> Option<Duration> {
+    let share = u64::from(report.copied_per_mille);
+    if report.bytes_per_second == 0 || share == 0 || share >= WHOLE {
+        return None;
+    }
+    let bytes = u128::from(report.copied_bytes) * u128::from(WHOLE - share) / u128::from(share);
+    let seconds = bytes / u128::from(report.bytes_per_second);
+    Some(Duration::from_secs(u64::try_from(seconds).unwrap_or(u64::MAX)))
 }
 
 fn as_json(one: &Move) -> Value {
@@ -105,6 +126,9 @@ fn as_json(one: &Move) -> Value {
         "stage": stage(report.stage()),
         "copied_bytes": report.copied_bytes,
         "copied_per_mille": report.copied_per_mille,
+        "bytes_per_second": report.bytes_per_second,
+        "seconds_left": left(&report).map(|left| left.as_secs()),
+        "still_millis": report.still_millis,
     })
 }
 
@@ -149,7 +173,7 @@ pub(super) async fn start_move(options: MoveOptions) -> Result<(), Failure> {
     let hint = "it goes on, see `cloudpaxos shards moves`; both groups need a majority of their replicas";
     let look = async |elapsed| match list(&client).await {
         Ok(answer) => Ok(match answer.moves.iter().find(|one| one.id == id) {
-            Some(one) => one.report.as_ref().map_or(Seen::Nothing, |report| Seen::Waits(show(&bar, report, elapsed))),
+            Some(one) => one.report.as_ref().map_or(Seen::Nothing, |report| Seen::Waits(show(&bar, report))),
             None if id <= answer.last => Seen::Done(elapsed),
             None => Seen::Nothing,
         }),
@@ -163,18 +187,10 @@ pub(super) async fn start_move(options: MoveOptions) -> Result<(), Failure> {
 }
 
 /// Moves the bar, and says what else there is to say.
-fn show(bar: &ProgressBar, report: &MoveReport, elapsed: Duration) -> String {
-    let share = u64::from(report.copied_per_mille);
-    let rate = report.copied_bytes as f64 / elapsed.as_secs_f64().max(0.001);
-    let left = match share {
-        1..WHOLE => {
-            let left = elapsed.mul_f64((WHOLE - share) as f64 / share as f64);
-            format!(", {} left", HumanDuration(left))
-        }
-        _ => String::new(),
-    };
-    bar.set_position(share);
-    let (bytes, rate) = (HumanBytes(report.copied_bytes), HumanBytes(rate as u64));
+fn show(bar: &ProgressBar, report: &MoveReport) -> String {
+    bar.set_position(u64::from(report.copied_per_mille));
+    let (bytes, rate) = (HumanBytes(report.copied_bytes), HumanBytes(report.bytes_per_second));
+    let left = left(report).map_or(String::new(), |left| format!(", {} left", HumanDuration(left)));
     format!("{}: {bytes}, {rate}/s{left}", stage(report.stage()))
 }
 

@@ -108,7 +108,14 @@ fn move_report(status: &MoveStatus) -> MoveReport {
         Position::End => MoveStage::Arrived,
     };
     let (id, stage) = (status.mv.0, stage.into());
-    MoveReport { id, stage, copied_bytes: status.bytes, copied_per_mille: status.copied }
+    MoveReport {
+        id,
+        stage,
+        copied_bytes: status.bytes,
+        copied_per_mille: status.copied,
+        bytes_per_second: status.bytes_per_second,
+        still_millis: status.still_micros / 1_000,
+    }
 }
 
 fn replica_report(group: &GroupStatus) -> ReplicaReport {

@@ -336,7 +336,8 @@ impl Admin for Gateway {
 
     async fn moves_list(&self, _: Request<MovesListRequest>) -> Result<Response<MovesListResponse>, Status> {
         let stage = MoveStage::Copying.into();
-        let report = MoveReport { id: 7, stage, copied_bytes: 3 << 20, copied_per_mille: 250 };
+        let (copied_bytes, copied_per_mille, bytes_per_second, still_millis) = (3 << 20, 250, 1 << 20, 4_200);
+        let report = MoveReport { id: 7, stage, copied_bytes, copied_per_mille, bytes_per_second, still_millis };
         let under_way = Move { id: 7, shard: 2, from: 2, to: 3, report: Some(report) };
         Ok(Response::new(MovesListResponse { moves: vec![under_way], last: 7 }))
     }

@@ -13,6 +13,7 @@ mod lead;
 mod load;
 mod members;
 mod moves;
+mod progress;
 mod reads;
 mod reclaim;
 mod scans;
@@ -29,7 +30,7 @@ mod types;
 mod upkeep;
 
 pub use members::Hosting;
-pub use moves::MoveStatus;
+pub use progress::MoveStatus;
 pub use scans::{ScanJob, ScanResult, ScanWork};
 pub use status::{CoreStatus, GroupStatus};
 pub use traces::{Span, Stage};

@@ -13,6 +13,7 @@
 //! applied it, and D have begun to serve, before this leader has.
 
 use super::lead::{Lead, Waiter};
+use super::progress::Pace;
 use super::scans::ScanWork;
 use super::{Core, Machine};
 use crate::wire::{Fetch, NodeMessage};
@@ -48,7 +49,7 @@ const ROUNDS_MAX: u32 = 8;
 
 /// A fetch on its way, or the next one to come.
 #[derive(Debug, Default)]
-struct Fetching {
+pub(super) struct Fetching {
     /// Until when an answer is waited for.
     waits_until: Option<Time>,
     /// When the piece that was logged last was asked for.
@@ -64,27 +65,16 @@ struct Fetching {
     /// The next one asks for the rest.
     finish: bool,
     /// How much of the keys has been copied, in thousandths.
-    copied: u32,
-}
-
-/// How far a move to a group that is led here has come.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MoveStatus {
-    /// The move.
-    pub mv: MoveId,
-    /// What is to be imported next.
-    pub at: Position,
-    /// Bytes imported.
-    pub bytes: u64,
-    /// How much of the keys has been copied, in thousandths; 0 after a change of the leader, until it goes on.
-    pub copied: u32,
+    pub(super) copied: u32,
+    /// How fast it comes.
+    pub(super) pace: Pace,
 }
 
 /// Moves that the leaders on this node take part in.
 #[derive(Debug, Default)]
 pub(super) struct Moving {
     /// At D.
-    fetching: BTreeMap<(GroupId, MoveId), Fetching>,
+    pub(super) fetching: BTreeMap<(GroupId, MoveId), Fetching>,
     /// At S: pieces that are being read; one at a time for each move.
     copying: BTreeSet<(GroupId, MoveId)>,
     /// At S: the newest fetch of each move, who asked, and until when it is worth answering.
@@ -153,6 +143,7 @@ impl<S: Store> Core<S> {
         let crowded = self.no_space || self.overloaded(planned.to, self.config.limits.move_chunk_bytes);
         let leader = self.leader_of(planned.from);
         let fetching = self.moving.fetching.entry((planned.to, planned.id)).or_default();
+        fetching.pace.begin(now);
         let waits = fetching.waits_until.is_some_and(|until| now < until) || now < fetching.not_before;
         let Some(leader) = leader.filter(|_| !waits && !crowded) else { return };
         fetching.waits_until = Some(now.plus(FETCH_TIMEOUT_MICROS));
@@ -257,6 +248,7 @@ impl<S: Store> Core<S> {
         let bytes = chunk.piece.len();
         let rate = self.config.limits.move_bytes_per_second.max(1);
         fetching.copied = chunk.copied;
+        fetching.pace.came(now, bytes);
         fetching.rounds += u32::from(chunk.caught_up);
         fetching.finish |= chunk.caught_up && (bytes <= REST_BYTES || fetching.rounds >= ROUNDS_MAX);
         if matches!(chunk.at, Position::Changes { .. }) {
@@ -306,20 +298,6 @@ impl<S: Store> Core<S> {
         if self.map.reshapes.iter().any(|planned| planned.id == by) {
             self.note_master(now, &MasterCommand::Reshaped { by });
         }
-    }
-
-    /// Moves to groups that are led here.
-    pub(super) fn moves_here(&self) -> Vec<MoveStatus> {
-        let led = self.groups.iter().filter(|(_, group)| group.lead.as_ref().is_some_and(|lead| lead.ready));
-        let arrivals = led.flat_map(|(id, group)| match &group.machine {
-            Machine::Data(reader) => reader.arrivals().into_iter().map(|it| (*id, it)).collect::<Vec<_>>(),
-            Machine::Master(_) => Vec::new(),
-        });
-        let status = arrivals.map(|(id, Incoming { mv, at, bytes, .. })| {
-            let copied = self.moving.fetching.get(&(id, mv)).map_or(0, |fetching| fetching.copied);
-            MoveStatus { mv, at, bytes, copied }
-        });
-        status.collect()
     }
 
     /// When the rate allows the next piece.

@@ -1,6 +1,6 @@
 //! What a node tells about itself.
 
-use super::moves::MoveStatus;
+use super::progress::MoveStatus;
 use super::{Core, Machine};
 use crate::tally::GroupTally;
 use paxos::{Ballot, GroupId, NodeId, Slot, Time};
@@ -123,7 +123,7 @@ impl<S: Store> Core<S> {
             reaches: others.map(|node| (*node, self.beats.reaches(now, *node))).collect(),
             no_space: self.no_space,
             scans: self.scans.len(),
-            moves: self.moves_here(),
+            moves: self.moves_here(now),
             loads: self.loads(),
             balance: self.balance_why(),
         }

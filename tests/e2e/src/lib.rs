@@ -10,14 +10,18 @@
 
 pub mod append;
 pub mod balancing;
+pub mod bars;
 pub mod client;
 pub mod cluster;
 pub mod crash;
 pub mod error;
 pub mod failover;
 pub mod hosts;
+pub mod idle;
+pub mod mover;
 pub mod moving;
 pub mod observe;
+pub mod operator;
 pub mod partition;
 pub mod process;
 pub mod restart;

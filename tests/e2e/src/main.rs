@@ -3,7 +3,7 @@
 use checkers::History;
 use clap::{Parser, Subcommand};
 use e2e::system::{Layout, System};
-use e2e::{HarnessError, balancing, crash, failover, moving, partition, restart, smoke, workload};
+use e2e::{HarnessError, balancing, bars, crash, failover, idle, moving, partition, restart, smoke, workload};
 use std::fs::{self, File};
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
@@ -58,6 +58,9 @@ enum Command {
         /// How many kills.
         #[arg(long, default_value_t = 20)]
         kills: u32,
+        /// Fail where the bar is missed: less than 2 s.
+        #[arg(long)]
+        bar: bool,
     },
     /// How long a loaded cluster takes to start again.
     Restart {
@@ -81,6 +84,21 @@ enum Command {
         /// How often it moves under half the load that the cluster can bear; once more comes under all of it.
         #[arg(long, default_value_t = 4)]
         moves: u32,
+        /// Fail where the bar is missed: no failed put, pauses below 200 ms under half the load, 60 % of the rate.
+        #[arg(long)]
+        bar: bool,
+    },
+    /// What many groups cost where nobody asks for anything.
+    Idle {
+        /// Data groups of the cluster.
+        #[arg(long, default_value_t = 200)]
+        groups: u64,
+        /// For how long to look.
+        #[arg(long, default_value_t = 20)]
+        seconds: u64,
+        /// Fail where the bar is missed: less than 5 % of a core for each node.
+        #[arg(long)]
+        bar: bool,
     },
     /// How long the cluster takes to spread a hot range over its groups.
     Balance {
@@ -90,6 +108,9 @@ enum Command {
         /// For how long to look.
         #[arg(long, default_value_t = 120)]
         seconds: u64,
+        /// Fail where the bar is missed: spread within 60 s, no failed request.
+        #[arg(long)]
+        bar: bool,
     },
     /// For how long nobody can write while hosts are cut off from one another (in network namespaces; needs root).
     Partition {
@@ -102,6 +123,9 @@ enum Command {
         /// Which shapes; all if not given.
         #[arg(long, value_enum)]
         shape: Vec<partition::Shape>,
+        /// Fail where the bar is missed (less than 2 s), or hosts cannot be cut off here.
+        #[arg(long)]
+        bar: bool,
     },
     /// The basics of the API.
     Smoke {
@@ -178,10 +202,11 @@ async fn run(Arguments { command, directory }: Arguments) -> Result<(), HarnessE
             println!("faults: {:?}; {} changes in the log", summary.faults, summary.changes);
             println!("PASSED: {} ({:.1?}, {:.1?} of it judging)", summary.report, summary.elapsed, summary.judging);
         }
-        Command::Failover { system, kills } => {
+        Command::Failover { system, kills, bar } => {
             let outages = failover::run(system, kills, directory).await?;
             println!("{} kills of the leader of {}: {:.0?}", kills, system.name(), outages.0);
             println!("unavailable for writes: p50 {:.0?}, max {:.0?}", outages.median(), outages.longest());
+            judge(bar, &bars::failover(&outages))?;
         }
         Command::Restart { system, bytes, value_bytes, kill } => {
             let measured = restart::run(system, bytes, value_bytes, kill, directory).await?;
@@ -189,7 +214,7 @@ async fn run(Arguments { command, directory }: Arguments) -> Result<(), HarnessE
             println!("{}: {keys} keys of {value_bytes} B loaded in {load:.1?}", system.name());
             println!("stopped in {stop:.2?}, ready again in {ready:.2?}");
         }
-        Command::Move { bytes, moves } => {
+        Command::Move { bytes, moves, bar } => {
             let measured = moving::run(bytes, moves, directory).await?;
             let line = |what: &str, phase: &moving::Phase| {
                 println!(
@@ -208,8 +233,15 @@ async fn run(Arguments { command, directory }: Arguments) -> Result<(), HarnessE
             line("half of that", &measured.half);
             measured.moves.iter().for_each(|phase| line("half, a move", phase));
             line("saturated, a move", &measured.saturated_move);
+            judge(bar, &bars::moves(&measured))?;
         }
-        Command::Balance { groups, seconds } => {
+        Command::Idle { groups, seconds, bar } => {
+            let shares = idle::run(groups, Duration::from_secs(seconds), &directory).await?;
+            let percent: Vec<String> = shares.iter().map(|share| format!("{:.2} %", share * 100.0)).collect();
+            println!("{groups} idle groups, each node's share of a core: {}", percent.join(", "));
+            judge(bar, &bars::idle(&shares))?;
+        }
+        Command::Balance { groups, seconds, bar } => {
             let seen = balancing::run(groups, Duration::from_secs(seconds), &directory).await?;
             for (at, requests, spread) in &seen.looks {
                 println!("{at:6.1?}: {requests:?} requests, they differ by {:.0} %", spread * 100.0);
@@ -219,10 +251,12 @@ async fn run(Arguments { command, directory }: Arguments) -> Result<(), HarnessE
                 "spread {after}, over {} shards; {} requests answered, {} failed, the longest {:.1?}",
                 seen.shards, seen.answered, seen.failed, seen.longest
             );
+            judge(bar, &bars::balance(&seen))?;
         }
-        Command::Partition { rounds, seconds, shape } => {
+        Command::Partition { rounds, seconds, shape, bar } => {
             let shapes = if shape.is_empty() { partition::SHAPES.to_vec() } else { shape };
             let seen = partition::run(&shapes, rounds, Duration::from_secs_f64(seconds), &directory).await?;
+            judge(bar, &bars::partitions(seen.as_ref()))?;
             let Some(seen) = seen else { return Ok(()) };
             println!("{} appends, none failed; the slowest took {:.0?}", seen.appends, seen.longest);
         }
@@ -233,6 +267,14 @@ async fn run(Arguments { command, directory }: Arguments) -> Result<(), HarnessE
         Command::Check { history } => check(&history)?,
     }
     Ok(())
+}
+
+/// Fails where a bar was missed, if that is wanted.
+fn judge(bar: bool, missed: &[String]) -> Result<(), HarnessError> {
+    match bar && !missed.is_empty() {
+        true => Err(HarnessError::Wrong { what: "the bar".to_owned(), detail: missed.join("; ") }),
+        false => Ok(()),
+    }
 }
 
 fn check(path: &Path) -> Result<(), HarnessError> {

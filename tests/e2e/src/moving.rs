@@ -39,7 +39,7 @@ pub struct Phase {
     /// How long puts took, sorted, of the shard that moves; counted from when they were due.
     pub latencies: Vec<Duration>,
     /// When puts to that shard were answered.
-    answers: Vec<Instant>,
+    pub(crate) answers: Vec<Instant>,
 }
 
 impl Phase {

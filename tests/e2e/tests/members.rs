@@ -3,67 +3,15 @@
 
 use e2e::append::append;
 use e2e::cluster::{Cluster, free_ports};
+use e2e::operator::{await_node, joining, run, start};
 use e2e::process::Process;
 use e2e::system::{Layout, System};
-use std::ffi::OsString;
-use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long writes may be held up at most by one change.
 const STALL_MAX: Duration = Duration::from_secs(10);
-
-/// Runs the binary to its end; what it says.
-fn run(words: &[&str]) -> Result<String, String> {
-    let binary = System::Cloudpaxos.binary().expect("the binary is built");
-    let output = Command::new(binary).args(words).output().expect("it runs");
-    match output.status.success() {
-        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
-    }
-}
-
-/// The command line of a node that joins.
-fn joining(cluster: &Cluster, name: &str, data: &Path, (client, peer): (u16, u16)) -> Vec<OsString> {
-    let first = cluster.member(0);
-    let token = format!("e2e-{}", first.data.parent().expect("below the cluster's").display());
-    let members: Vec<String> = cluster
-        .numbers()
-        .into_iter()
-        .map(|number| format!("{}=127.0.0.1:{}", cluster.member(number).name, cluster.member(number).peer_port))
-        .collect();
-    let words = [
-        ("--name", name.to_owned()),
-        ("--data-dir", data.display().to_string()),
-        ("--initial-cluster", members.join(",")),
-        ("--cluster-token", token),
-        ("--listen-client", format!("127.0.0.1:{client}")),
-        ("--listen-peer", format!("127.0.0.1:{peer}")),
-        ("--advertise-peer", format!("127.0.0.1:{peer}")),
-    ];
-    let words = words.into_iter().flat_map(|(option, value)| [option.into(), value.into()]);
-    ["start".into(), "--join".into()].into_iter().chain(words).collect()
-}
-
-fn start(cluster: &Cluster, name: &str, data: &Path, ports: (u16, u16)) -> Process {
-    let binary = System::Cloudpaxos.binary().expect("the binary is built");
-    let log = data.with_extension("log");
-    Process::start(name, &binary, &joining(cluster, name, data, ports), &log).expect("it starts")
-}
-
-async fn await_node(endpoint: &str, name: &str) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    loop {
-        let listed = run(&["nodes", "list", "--endpoints", endpoint]).unwrap_or_default();
-        if listed.lines().any(|line| line.contains(&format!(" {name} ")) && line.contains("alive")) {
-            return;
-        }
-        assert!(Instant::now() < deadline, "{name} has not joined:\n{listed}");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nodes_come_and_go_and_no_request_fails() {

@@ -112,7 +112,8 @@ fn once_or_twice(seed: u64, options: Options, twice: bool) -> Result<Summary, Bo
         let second = run(seed, options)?;
         if (first.hash, first.events) != (second.hash, second.events) {
             let what = format!("two runs differ: {first} and {second}");
-            return Err(Box::new(Failure { seed, what, trace: String::new(), replay: format!("{seed} --twice") }));
+            let replay = format!("{} --twice", sim::run::replay(seed, options));
+            return Err(Box::new(Failure { seed, what, trace: String::new(), replay }));
         }
     }
     Ok(first)
@@ -212,7 +213,11 @@ fn break_every_rule(most: u64, jobs: usize) -> ExitCode {
             scope.spawn(|| {
                 while let Some(mutant) = sim::mutant::ALL.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
                     let options = Options { mutant: Some(*mutant), seconds: MUTANT_SECONDS, ..Options::default() };
-                    let caught = (0..most).find_map(|seed| Some((seed, run(seed, options).err()?.what)));
+                    let because = mutant.shows_as();
+                    let caught = (0..most).find_map(|seed| {
+                        let what = run(seed, options).err()?.what;
+                        because.iter().any(|reason| what.contains(reason)).then_some((seed, what))
+                    });
                     match caught {
                         Some((seed, what)) => {
                             let first: String = what.lines().next().unwrap_or_default().chars().take(150).collect();

@@ -111,6 +111,45 @@ impl Mutant {
             Mutant::Flaw(Flaw::FlushedAsOfItsEnd) => "flushed-as-of-its-end",
         }
     }
+
+    /// What a failure says that it leads to: any of these. Another failure is another bug.
+    pub fn shows_as(self) -> &'static [&'static str] {
+        match self {
+            Mutant::SendBeforeDurable | Mutant::RejoinUnderOldId => &["agreement", "a promise fell", "a vote was lost"],
+            Mutant::CountUnsentVotes => &["agreement", "violations", "beyond its leader's"],
+            Mutant::ForgetBoot => &["no convergence", "agreement", "violations", "panicked"],
+            Mutant::ForgetGrants | Mutant::ClockStopsInPauses | Mutant::MakeUpGrants => &["two leaseholders"],
+            Mutant::FreshSessionPerAttempt => &["violations"],
+            Mutant::ReportFlushEarly => &["neither in the log nor applied"],
+            Mutant::ReleaseEarly => &["neither in the log nor applied", "a promise fell", "a vote was lost"],
+            Mutant::LosePromises => &["a promise fell"],
+            Mutant::SkipEntry => &["states differ"],
+            Mutant::CutAtRot => &["a promise fell", "a vote was lost", "agreement", "neither in the log nor applied"],
+            Mutant::Flaw(flaw) => shown_by(flaw),
+        }
+    }
+}
+
+fn shown_by(flaw: Flaw) -> &'static [&'static str] {
+    match flaw {
+        Flaw::VoteBeforeLearning => &["agreement", "two leaseholders", "panicked"],
+        Flaw::AppendBehindStopSign => &["behind its stop-sign", "agreement", "violations"],
+        Flaw::ForgetSeal => &["no convergence", "violations", "agreement"],
+        Flaw::AdoptPieceByPiece => &["agreement", "another entry for slot", "states differ", "violations"],
+        Flaw::LeaseOfAnyBallot | Flaw::ReadWithoutLease => &["two leaseholders", "violations"],
+        Flaw::ReadBeforeWrites
+        | Flaw::MoveWithoutSessions
+        | Flaw::MoveWithoutLastChanges
+        | Flaw::WriteToFrozen
+        | Flaw::ReadFrozen
+        | Flaw::CutWithoutSessions => &["violations"],
+        Flaw::ForgetTombstone => &["a promise fell", "agreement"],
+        Flaw::AppliedBeforeData => &["states differ", "differ at the end", "violations", "panicked"],
+        Flaw::TakeNewerEpoch => &["a stale owner"],
+        Flaw::MoveWithoutIndex => &["the log of changes lacks", "was told that all"],
+        Flaw::FlushedAsOfItsEnd => &["neither in the log nor applied"],
+        Flaw::DiscardWhatIsCut => &["no convergence", "violations"],
+    }
 }
 
 impl fmt::Display for Mutant {

@@ -129,18 +129,23 @@ pub fn run(seed: u64, options: Options) -> Result<Summary, Box<Failure>> {
             coverage: world.coverage.clone(),
         }),
         Some(what) => {
-            let defaults = Options::default();
-            let mut replay = seed.to_string();
-            if options.seconds != defaults.seconds {
-                replay.push_str(&format!(" --seconds {}", options.seconds));
-            }
-            if !options.rot {
-                replay.push_str(" --no-rot");
-            }
-            if let Some(mutant) = options.mutant {
-                replay.push_str(&format!(" --mutant {mutant}"));
-            }
-            Err(Box::new(Failure { seed, what, trace: world.trace.tail(TAIL_LINES), replay }))
+            let (trace, replay) = (world.trace.tail(TAIL_LINES), replay(seed, options));
+            Err(Box::new(Failure { seed, what, trace, replay }))
         }
     }
+}
+
+/// The arguments that run a seed like this again.
+pub fn replay(seed: u64, options: Options) -> String {
+    let mut arguments = seed.to_string();
+    if options.seconds != Options::default().seconds {
+        arguments.push_str(&format!(" --seconds {}", options.seconds));
+    }
+    if !options.rot {
+        arguments.push_str(" --no-rot");
+    }
+    if let Some(mutant) = options.mutant {
+        arguments.push_str(&format!(" --mutant {mutant}"));
+    }
+    arguments
 }

@@ -156,7 +156,8 @@ async fn list(options: ClientOptions) -> Result<(), Failure> {
                     ids => ids.iter().map(name).collect::<Vec<_>>().join(","),
                 };
                 let leader = if group.leader == 0 { "-".to_owned() } else { name(&group.leader) };
-                let (id, config, shards) = (group.id.to_string(), group.config.to_string(), group.shards.to_string());
+                let (id, config) = (group.id.to_string(), group.config.to_string());
+                let shards = format!("{}{}", group.shards, if group.emptying { " (emptying)" } else { "" });
                 vec![id, config, leader, names(&group.members), names(&group.next), shards]
             }),
         ),

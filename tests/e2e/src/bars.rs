@@ -1,0 +1,105 @@
+//! What the cluster is judged by, and what a measurement misses of it.
+
+use crate::balancing::Balanced;
+use crate::failover::Outages;
+use crate::moving::{Moving, Phase};
+use crate::partition::Partitions;
+use std::time::Duration;
+
+/// Writes may be impossible for so long when a leader is lost, in any partition that leaves a majority.
+const OUTAGE_MAX: Duration = Duration::from_secs(2);
+/// No put to a shard that moves waits for longer, under half the load that the cluster can bear.
+const PAUSE_MAX: Duration = Duration::from_millis(200);
+/// Throughput while a shard moves, compared with before.
+const RATE_MIN: f64 = 0.6;
+/// A hot range is spread within this.
+const SPREAD_MAX: Duration = Duration::from_secs(60);
+/// Of one core, what each node takes where nobody asks for anything.
+const IDLE_MAX: f64 = 0.05;
+
+fn missed(bad: bool, what: String) -> Option<String> {
+    bad.then_some(what)
+}
+
+/// Of fail-over.
+pub fn failover(outages: &Outages) -> Vec<String> {
+    let longest = outages.longest();
+    missed(longest >= OUTAGE_MAX, format!("writes were impossible for {longest:.0?}")).into_iter().collect()
+}
+
+/// Of partitions; `None` where hosts cannot be cut off here.
+pub fn partitions(seen: Option<&Partitions>) -> Vec<String> {
+    let Some(seen) = seen else { return vec!["nothing was measured: network namespaces need root".to_owned()] };
+    let long = seen.seen.iter().filter(|seen| seen.cut >= OUTAGE_MAX);
+    long.map(|seen| format!("{:?}: no write was answered for {:.0?}", seen.shape, seen.cut)).collect()
+}
+
+/// Of moves.
+pub fn moves(seen: &Moving) -> Vec<String> {
+    let failed =
+        |phase: &Phase| missed(phase.failed > 0, format!("{} puts failed while the shard moved", phase.failed));
+    let slow = |phase: &Phase, before: &Phase| {
+        let share = phase.rate() / before.rate();
+        missed(share < RATE_MIN, format!("the rate fell to {:.0} % of that before", share * 100.0))
+    };
+    let pause = |phase: &Phase| {
+        let pause = phase.pause();
+        missed(pause >= PAUSE_MAX, format!("no put to the shard was answered for {pause:.0?}"))
+    };
+    let halves = seen.moves.iter().flat_map(|phase| [failed(phase), slow(phase, &seen.half), pause(phase)]);
+    let all = [failed(&seen.saturated_move), slow(&seen.saturated_move, &seen.saturated)];
+    halves.chain(all).flatten().collect()
+}
+
+/// Of a hot range.
+pub fn balance(seen: &Balanced) -> Vec<String> {
+    let late = seen.after.is_none_or(|after| after >= SPREAD_MAX);
+    let late = missed(late, format!("it took {:?} to spread the load", seen.after));
+    let failed = missed(seen.failed > 0, format!("{} requests failed", seen.failed));
+    late.into_iter().chain(failed).collect()
+}
+
+/// Of idle groups: each node's share of a core.
+pub fn idle(shares: &[f64]) -> Vec<String> {
+    let busy = shares.iter().filter(|share| **share >= IDLE_MAX);
+    busy.map(|share| format!("a node took {:.2} % of a core", share * 100.0)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bar_that_is_missed_is_named() {
+        let outages = |millis| Outages(vec![Duration::from_millis(500), Duration::from_millis(millis)]);
+        assert_eq!(failover(&outages(1_999)), Vec::<String>::new());
+        assert_eq!(failover(&outages(2_000)), ["writes were impossible for 2s"]);
+        assert_eq!(partitions(None).len(), 1);
+        assert_eq!(idle(&[0.049, 0.05]), ["a node took 5.00 % of a core"]);
+        let seen = |after, failed| Balanced {
+            after,
+            looks: Vec::new(),
+            answered: 9,
+            failed,
+            shards: 9,
+            longest: Duration::ZERO,
+        };
+        assert_eq!(balance(&seen(Some(Duration::from_secs(59)), 0)), Vec::<String>::new());
+        assert_eq!(balance(&seen(None, 1)).len(), 2);
+        let phase = |puts, failed, millis| Phase {
+            length: Duration::from_secs(1),
+            puts,
+            failed,
+            latencies: vec![Duration::from_millis(millis)],
+            ..Phase::default()
+        };
+        let moving = |worst: Phase| Moving {
+            saturated: phase(1_000, 0, 1),
+            half: phase(500, 0, 1),
+            moves: vec![phase(500, 0, 1), worst],
+            saturated_move: phase(600, 0, 1),
+        };
+        assert_eq!(moves(&moving(phase(300, 0, 1))), Vec::<String>::new());
+        assert_eq!(moves(&moving(phase(299, 1, 1))).len(), 2);
+    }
+}
