@@ -6,6 +6,7 @@ use proto::etcdserverpb as pb;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use tokio::task::JoinHandle;
 
 /// Appends to a key of its own and reads it back, without a pause, until it is told to stop: no request fails,
 /// none is lost or done twice, and no read is stale. How long one of these pairs took at most.
@@ -30,4 +31,39 @@ pub async fn append(endpoint: String, number: u64, stop: Arc<AtomicBool>, done: 
         done.fetch_add(1, Ordering::Relaxed);
     }
     longest
+}
+
+/// Several such clients.
+pub struct Appenders {
+    stop: Arc<AtomicBool>,
+    done: Arc<AtomicU64>,
+    clients: Vec<JoinHandle<Duration>>,
+}
+
+impl Appenders {
+    /// So many, all at one endpoint.
+    pub fn start(endpoint: &str, count: u64) -> Appenders {
+        let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let client = |number| tokio::spawn(append(endpoint.to_owned(), number, stop.clone(), done.clone()));
+        let clients = (0..count).map(client).collect();
+        Appenders { stop, done, clients }
+    }
+
+    /// How often they have appended and read so far.
+    pub fn done(&self) -> u64 {
+        self.done.load(Ordering::Relaxed)
+    }
+
+    /// Ends them. How often they did it, and how long one of these pairs took at most.
+    ///
+    /// # Panics
+    /// If a request failed, or an answer was wrong.
+    pub async fn finish(self) -> (u64, Duration) {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut longest = Duration::ZERO;
+        for client in self.clients {
+            longest = longest.max(client.await.unwrap_or_else(|error| panic!("a client: {error}")));
+        }
+        (self.done.load(Ordering::Relaxed), longest)
+    }
 }

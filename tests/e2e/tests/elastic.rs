@@ -2,7 +2,7 @@
 //! loses its disk is replaced by the cluster itself. Eleven clients append to keys of their own and read them back: no
 //! request fails, none is lost or done twice, no read is stale.
 
-use e2e::append::append;
+use e2e::append::Appenders;
 use e2e::client::channel;
 use e2e::cluster::{Cluster, Start, free_ports};
 use e2e::mover::{await_rest, keep_moving};
@@ -11,7 +11,7 @@ use e2e::process::Process;
 use e2e::system::{Layout, System};
 use proto::admin::admin_client::AdminClient;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const CLIENTS: u64 = 11;
@@ -68,9 +68,7 @@ async fn a_group_is_emptied_and_killed_and_a_lost_node_is_replaced_while_shards_
     for name in names {
         await_node(&address, name).await;
     }
-    let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let client = |number| tokio::spawn(append(third.clone(), number, stop.clone(), done.clone()));
-    let clients: Vec<_> = (0..CLIENTS).map(client).collect();
+    let clients = Appenders::start(&third, CLIENTS);
     well(&["groups", "create", "--node", "n4", "--node", "n5", "--node", "n6"]);
     let mut admin = AdminClient::new(channel(&third));
     let enough = Arc::new(AtomicBool::new(false));
@@ -104,12 +102,7 @@ async fn a_group_is_emptied_and_killed_and_a_lost_node_is_replaced_while_shards_
         assert!(Instant::now() < deadline, "{why}");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    stop.store(true, Ordering::Relaxed);
-    let mut longest = Duration::ZERO;
-    for client in clients {
-        longest = longest.max(client.await.expect("no request failed"));
-    }
-    let appends = done.load(Ordering::Relaxed);
+    let (appends, longest) = clients.finish().await;
     eprintln!("{moves} changes, {appends} appends, the longest took {longest:?}");
     assert!(moves > 30 && appends > 1_000, "{moves} changes, {appends} appends");
     assert!(longest < STALL_MAX, "{longest:?}");

@@ -1,13 +1,11 @@
 //! Replicas and nodes come and go under load, and clients notice nothing: a node joins, takes the places of
 //! others in every group (the shardmaster's among them), one is drained and forgotten, one loses its disk.
 
-use e2e::append::append;
+use e2e::append::Appenders;
 use e2e::cluster::{Cluster, free_ports};
 use e2e::operator::{await_node, joining, run, start};
 use e2e::process::Process;
 use e2e::system::{Layout, System};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long writes may be held up at most by one change.
@@ -20,9 +18,7 @@ async fn nodes_come_and_go_and_no_request_fails() {
     let ports = free_ports(4).expect("four free ports");
     let third = cluster.endpoint(2).expect("it serves clients");
     let address = third.trim_start_matches("http://").to_owned();
-    let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let clients: Vec<_> =
-        (0..8).map(|number| tokio::spawn(append(third.clone(), number, stop.clone(), done.clone()))).collect();
+    let clients = Appenders::start(&third, 8);
     let well = |words: &[&str]| {
         let said = run(&[words, &["--endpoints", &address]].concat());
         said.unwrap_or_else(|error| panic!("{words:?}: {error}"))
@@ -61,18 +57,14 @@ async fn nodes_come_and_go_and_no_request_fails() {
     let _n5 = start(&cluster, "n5", &n5, (ports[2], ports[3]));
     await_node(&address, "n5").await;
     tokio::task::block_in_place(|| well(&["nodes", "drain", "n2"]));
-    let before = done.load(Ordering::Relaxed);
+    let before = clients.done();
     let deadline = Instant::now() + Duration::from_secs(30);
-    while done.load(Ordering::Relaxed) < before + 200 {
+    while clients.done() < before + 200 {
         assert!(Instant::now() < deadline, "writes do not go on");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    stop.store(true, Ordering::Relaxed);
-    let mut longest = Duration::ZERO;
-    for client in clients {
-        longest = longest.max(client.await.expect("no request failed"));
-    }
-    eprintln!("{} appends, the longest took {longest:?}", done.load(Ordering::Relaxed));
+    let (appends, longest) = clients.finish().await;
+    eprintln!("{appends} appends, the longest took {longest:?}");
     assert!(longest < STALL_MAX, "{longest:?}");
     let groups = well(&["groups", "list"]);
     assert!(!groups.contains("n1") && !groups.contains("n2"), "{groups}");
@@ -102,9 +94,7 @@ async fn a_cluster_grows_and_shrinks_and_no_request_fails() {
     let ports = free_ports(4).expect("four free ports");
     let third = cluster.endpoint(2).expect("it serves clients");
     let address = third.trim_start_matches("http://").to_owned();
-    let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let clients: Vec<_> =
-        (0..8).map(|number| tokio::spawn(append(third.clone(), number, stop.clone(), done.clone()))).collect();
+    let clients = Appenders::start(&third, 8);
     let well = |words: &[&str]| {
         let said = run(&[words, &["--endpoints", &address]].concat());
         said.unwrap_or_else(|error| panic!("{words:?}: {error}"))
@@ -140,12 +130,7 @@ async fn a_cluster_grows_and_shrinks_and_no_request_fails() {
         tokio::task::block_in_place(|| well(&["nodes", "drain", node]));
         well(&["nodes", "remove", node]);
     }
-    stop.store(true, Ordering::Relaxed);
-    let mut longest = Duration::ZERO;
-    for client in clients {
-        longest = longest.max(client.await.expect("no request failed"));
-    }
-    let appends = done.load(Ordering::Relaxed);
+    let (appends, longest) = clients.finish().await;
     eprintln!(
         "grown after {grown:.1?}, back after {:.1?}; {appends} appends, the longest {longest:?}",
         began.elapsed()

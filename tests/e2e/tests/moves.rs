@@ -1,7 +1,7 @@
 //! Shards move between groups, are split and merged, while clients append to keys in all of them: no request fails, none is lost or
 //! done twice, no read is stale; not even while nodes are killed.
 
-use e2e::append::append;
+use e2e::append::Appenders;
 use e2e::client::channel;
 use e2e::cluster::Cluster;
 use e2e::mover::{await_rest, keep_moving};
@@ -9,7 +9,7 @@ use e2e::system::{Layout, System};
 use proto::admin::ShardsListRequest;
 use proto::admin::admin_client::AdminClient;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const CLIENTS: u64 = 11;
@@ -20,9 +20,7 @@ const STALL_MAX: Duration = Duration::from_secs(5);
 /// Moves shards about for a while, and does `meanwhile`, under the eyes of eleven clients at n3.
 async fn move_about(cluster: &mut Cluster, meanwhile: impl AsyncFnOnce(&mut Cluster)) -> (u64, Duration) {
     let endpoint = cluster.endpoint(2).expect("it serves clients");
-    let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let client = |number| tokio::spawn(append(endpoint.clone(), number, stop.clone(), done.clone()));
-    let clients: Vec<_> = (0..CLIENTS).map(client).collect();
+    let clients = Appenders::start(&endpoint, CLIENTS);
     let mut admin = AdminClient::new(channel(&endpoint));
     let enough = Arc::new(AtomicBool::new(false));
     let mover = tokio::spawn(keep_moving(admin.clone(), 2, enough.clone()));
@@ -30,12 +28,7 @@ async fn move_about(cluster: &mut Cluster, meanwhile: impl AsyncFnOnce(&mut Clus
     enough.store(true, Ordering::Relaxed);
     let moves = mover.await.expect("the mover ends");
     await_rest(&mut admin).await;
-    stop.store(true, Ordering::Relaxed);
-    let mut longest = Duration::ZERO;
-    for client in clients {
-        longest = longest.max(client.await.expect("no request failed"));
-    }
-    let appends = done.load(Ordering::Relaxed);
+    let (appends, longest) = clients.finish().await;
     eprintln!("{moves} changes, {appends} appends, the longest took {longest:?}");
     assert!(appends > 500, "{appends} appends");
     (moves, longest)
