@@ -7,7 +7,7 @@ use std::fmt;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Coverage(BTreeMap<&'static str, u64>);
 
-/// What a run over many seeds must have seen, and how often for each thirty of them.
+/// What a run over many seeds must have seen, and how often for each thirty of them; what is rare, once at all.
 pub const REQUIRED: &[(&str, u64)] = &[
     ("accept_sync", 300),
     ("apply.at_once", 300),
@@ -95,7 +95,8 @@ impl Coverage {
     pub fn missing(&self, seeds: u64) -> Vec<(&'static str, u64)> {
         // Not a thousand times as often in a thousand times as many: the rare ones need luck.
         let times = (seeds / 30).clamp(1, 10);
-        let seen = REQUIRED.iter().map(|(name, least)| (*name, self.get(name), least * times));
+        let least = |least: u64| if least > 1 { least * times } else { 1 };
+        let seen = REQUIRED.iter().map(|(name, count)| (*name, self.get(name), least(*count)));
         seen.filter(|(_, count, least)| count < least).map(|(name, count, _)| (name, count)).collect()
     }
 }
