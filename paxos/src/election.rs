@@ -102,7 +102,9 @@ impl Election {
         };
         // A later configuration has begun: its leader will bring us there.
         let outdated = self.leader.config > config;
-        !self.happy && !outdated && reaches_quorum && reached.iter().all(|status| !status.happy)
+        // Nor does it count what makes a straggler happy there.
+        let somebody_leads = reached.iter().any(|status| status.happy && status.leader.config >= config);
+        !self.happy && !outdated && reaches_quorum && !somebody_leads
     }
 
     /// Takes over with a ballot above everything seen in the configuration.
@@ -127,6 +129,23 @@ mod tests {
 
     fn ballot(config: u32, round: u64, node: u64, boot: u64) -> Ballot {
         Ballot { config: ConfigId(config), round, node: NodeId(node), boot }
+    }
+
+    /// A member that knows only the configuration before stands for election there, again and again, and is happy with
+    /// itself each time: it must not keep those who know more from electing anybody, who could tell it. (Seed 401303 of the
+    /// simulator, 20 s.)
+    #[test]
+    fn who_is_happy_in_an_earlier_configuration_keeps_nobody_waiting() {
+        let promised = ballot(6, 11, 4, 5);
+        let mut election = Election::new(NodeId(4), promised);
+        let (config, straggler) = (ConfigId(6), ballot(5, 704, 5, 4));
+        let reached = [
+            Status { own: ballot(6, 9, 2, 2), leader: promised, config, ..Status::default() },
+            Status { own: straggler, leader: straggler, happy: true, config: ConfigId(5), ..Status::default() },
+        ];
+        assert!(election.round(config, 3, &reached, promised), "{election:?}");
+        let leads = Status { leader: ballot(6, 12, 5, 4), own: ballot(6, 12, 5, 4), ..reached[1] };
+        assert!(!election.round(config, 3, &[reached[0], leads], promised), "somebody leads");
     }
 
     /// The only member of a new configuration has led it, and is restarted before it has written down that it has
