@@ -152,7 +152,10 @@ fn dispatch(command: Command) -> Result<(), BenchError> {
             let text = report::markdown(&on_top, &report::read(&results)?);
             match output {
                 Some(path) => {
-                    let before = std::fs::read_to_string(&path).unwrap_or_default();
+                    let before = match std::fs::read_to_string(&path) {
+                        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+                        other => other.map_err(BenchError::file(&path))?,
+                    };
                     let text = text + report::by_hand(&before);
                     std::fs::write(&path, text).map_err(BenchError::file(&path))
                 }

@@ -1,4 +1,4 @@
-//! The state machines of a node and what is done to them: applying, images, flushing, collecting.
+//! The state machines of a node and what is done to them: applying and images.
 //! The runtime calls this on its apply thread, the simulator inline.
 
 use crate::core::{Applied, ApplyJob, EntryOutcome, Hosted as Replica, Machine, SnapshotJob};
@@ -7,8 +7,7 @@ use bytes::Bytes;
 use paxos::{Ballot, Configuration, GroupId, NodeId, Recovered, Slot, SnapshotSink, SnapshotSource, StateMachine};
 use shardkv::map::SHARDMASTER_GROUP;
 use shardkv::store::{Store, StoreError};
-use shardkv::types::Revision;
-use shardkv::{DataGroup, Progress, SessionLimits};
+use shardkv::{DataGroup, SessionLimits};
 use shardmaster::MasterGroup;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -265,18 +264,5 @@ impl<S: Store> Machines<S> {
             Hosted::Master(group) => group.finish_install(sink)?,
         }
         Ok(Some((hosted.applied(), hosted.configuration())))
-    }
-
-    /// Makes everything applied durable.
-    pub fn flush(&self) -> Result<(), StoreError> {
-        self.store.flush()
-    }
-
-    /// Removes some history below the floors and `limit`; see [`shardkv::Reader::collect_below`].
-    pub fn collect(&mut self, group: GroupId, budget: usize, limit: Revision) -> Result<Option<Progress>, StoreError> {
-        match self.groups.get_mut(&group) {
-            Some(Hosted::Data(group)) => group.reader().collect_below(budget, limit).map(Some),
-            Some(Hosted::Master(_)) | None => Ok(None),
-        }
     }
 }

@@ -71,7 +71,11 @@ fn place(index: EventIndex, event: &Event, timeline: &Timeline) -> Option<Place>
         (Operation::Delete { key } | Operation::Get { key, .. }, _) => {
             let shown = match answer {
                 Answer::Read { kvs } => kvs.iter().find(|state| state.key == *key),
-                _ => None,
+                Answer::Put
+                | Answer::TxnDone
+                | Answer::Delete { .. }
+                | Answer::DeletedRange { .. }
+                | Answer::TxnRefused { .. } => None,
             };
             let (from, until) = bounds(timeline, key, shown, header);
             at(from, Some(until.unwrap_or(never)))
