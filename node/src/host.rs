@@ -7,6 +7,7 @@ use bytes::Bytes;
 use paxos::{Ballot, Configuration, GroupId, NodeId, Recovered, Slot, SnapshotSink, SnapshotSource, StateMachine};
 use shardkv::map::SHARDMASTER_GROUP;
 use shardkv::store::{Store, StoreError};
+use shardkv::types::Digest;
 use shardkv::{DataGroup, SessionLimits};
 use shardmaster::MasterGroup;
 use std::collections::BTreeMap;
@@ -36,6 +37,20 @@ impl<S: Store> Hosted<S> {
         match self {
             Hosted::Data(group) => group.configuration(),
             Hosted::Master(group) => group.configuration(),
+        }
+    }
+
+    fn take_digests(&mut self) -> Vec<Digest> {
+        match self {
+            Hosted::Data(group) => group.take_digests(),
+            Hosted::Master(group) => group.take_digests(),
+        }
+    }
+
+    fn is_fenced(&self) -> bool {
+        match self {
+            Hosted::Data(group) => group.is_fenced(),
+            Hosted::Master(group) => group.is_fenced(),
         }
     }
 
@@ -110,7 +125,8 @@ impl<S: Store> Machines<S> {
         self.groups.insert(group, machine);
         let recovered = Recovered { promised: floor, first_kept: Slot(1), ..Recovered::default() };
         let (configuration, applied) = (configuration.unwrap_or_default(), Slot(0));
-        Ok(self.machine(group).map(|machine| Replica { group, configuration, recovered, applied, machine }))
+        let fenced = false;
+        Ok(self.machine(group).map(|machine| Replica { group, configuration, recovered, applied, fenced, machine }))
     }
 
     /// Ends a state machine and deletes its rows. Whoever reads them still is told that they are gone.
@@ -141,6 +157,20 @@ impl<S: Store> Machines<S> {
     /// The configuration of the last stop-sign that a group's state machine has applied.
     pub fn configuration(&self, group: GroupId) -> Option<Configuration> {
         self.groups.get(&group)?.configuration()
+    }
+
+    /// Whether a group's state here was found to be another one than the other replicas'.
+    pub fn is_fenced(&self, group: GroupId) -> bool {
+        self.groups.get(&group).is_some_and(Hosted::is_fenced)
+    }
+
+    /// At `slot` it was: remembered durably, but where an image from there or later has taken its place meanwhile.
+    pub fn fence(&mut self, group: GroupId, slot: Slot) -> Result<(), StoreError> {
+        match self.groups.get_mut(&group).filter(|hosted| hosted.imaged() < slot) {
+            Some(Hosted::Data(group)) => group.fence(),
+            Some(Hosted::Master(group)) => group.fence(),
+            None => Ok(()),
+        }
     }
 
     /// The groups whose state machines there are.
@@ -181,7 +211,8 @@ impl<S: Store> Machines<S> {
             Hosted::Master(group) => Some(group.state()),
             Hosted::Data(_) => None,
         };
-        Ok(Some(Applied { group: job.group, slot: hosted.applied(), first, outcomes, bytes, master }))
+        let (slot, digests) = (hosted.applied(), hosted.take_digests());
+        Ok(Some(Applied { group: job.group, slot, first, outcomes, bytes, master, digests }))
     }
 
     /// Reads or installs a piece of an image. With an installed image comes what the core reads now.

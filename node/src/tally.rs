@@ -44,6 +44,8 @@ impl Distribution {
 pub struct GroupTally {
     /// Times that the leader, as this replica knows it, became another one.
     pub leader_changes: u64,
+    /// Times that this replica's state was found to be another one than a majority's.
+    pub fences: u64,
     /// Terms that this replica began to lead.
     pub terms_led: u64,
     /// Commands per proposed batch.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use shardkv::map::{NodeInfo, ShardMap};
 use shardkv::moving::{Chunk, Position};
 use shardkv::request::TraceContext;
-use shardkv::types::{Epoch, MoveId, Revision, ShardId};
+use shardkv::types::{Digest, Epoch, MoveId, Revision, ShardId};
 use shardmaster::load::ShardLoad;
 
 /// A call to the sequencer, named by the asking group's term as leader.
@@ -165,5 +165,12 @@ pub enum NodeMessage {
         slot: Slot,
         /// Whose writes.
         contexts: Vec<TraceContext>,
+    },
+    /// To the members of a group: what the sender's state machine has come to.
+    Digest {
+        /// The group.
+        group: GroupId,
+        /// Where, and what.
+        digest: Digest,
     },
 }

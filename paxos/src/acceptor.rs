@@ -139,6 +139,7 @@ impl Acceptor {
             decided: self.decided,
             first_kept: self.log.first_kept(),
             suspect: self.suspect,
+            barred: false,
             votes,
         }
     }

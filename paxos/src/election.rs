@@ -25,6 +25,8 @@ pub struct Status {
     /// Whether its node had better not lead: its disk is full, or it is about to stop. Elections do not look at
     /// it, so that there is a leader to read from when all disks are full.
     pub reluctant: bool,
+    /// Whether it must not lead: what its state machine has is wrong. It votes.
+    pub barred: bool,
     /// The configuration that it is in: it knows that the one before is sealed.
     pub config: ConfigId,
 }
@@ -36,6 +38,8 @@ pub struct Election {
     own: Ballot,
     leader: Ballot,
     happy: bool,
+    /// It must not lead, whatever comes of it.
+    barred: bool,
 }
 
 impl Election {
@@ -46,6 +50,7 @@ impl Election {
             own: Ballot { config: promised.config, round: 0, node: me, boot: 0 },
             leader: promised,
             happy: false,
+            barred: false,
         }
     }
 
@@ -60,6 +65,17 @@ impl Election {
     /// Whether this replica is content.
     pub fn happy(&self) -> bool {
         self.happy
+    }
+
+    /// Whether this replica must not lead.
+    pub fn is_barred(&self) -> bool {
+        self.barred
+    }
+
+    /// It must not lead, or may again. As a leader it is content no longer, so that others take over.
+    pub fn bar(&mut self, barred: bool) {
+        self.barred = barred;
+        self.happy &= !barred || self.leader != self.own;
     }
 
     /// A higher ballot was seen, in a message or in one's own promise.
@@ -95,7 +111,7 @@ impl Election {
             false
         } else if self.leader == self.own {
             let followers = reached.iter().filter(|status| status.leader <= self.own).count();
-            followers + 1 >= quorum_of(replicas)
+            (followers + 1 >= quorum_of(replicas) && !self.barred)
                 || reached.iter().any(|status| status.leader > self.own && status.happy)
         } else {
             reached.iter().any(|status| status.own == self.leader && status.happy)
@@ -104,7 +120,7 @@ impl Election {
         let outdated = self.leader.config > config;
         // Nor does it count what makes a straggler happy there.
         let somebody_leads = reached.iter().any(|status| status.happy && status.leader.config >= config);
-        !self.happy && !outdated && reaches_quorum && !somebody_leads
+        !self.happy && !outdated && reaches_quorum && !somebody_leads && !self.barred
     }
 
     /// Takes over with a ballot above everything seen in the configuration.
@@ -118,8 +134,8 @@ impl Election {
 
     /// What this replica publishes.
     pub fn status(&self, durably_promised: Ballot, config: ConfigId) -> Status {
-        let Election { own, leader, happy, .. } = *self;
-        Status { promised: durably_promised, own, leader, happy, reluctant: false, config }
+        let Election { own, leader, happy, barred, .. } = *self;
+        Status { promised: durably_promised, own, leader, happy, reluctant: false, barred, config }
     }
 }
 

@@ -40,6 +40,9 @@ pub enum Flaw {
     MoveWithoutIndex,
     /// When the store is flushed, what was applied meanwhile is taken for flushed, too.
     FlushedAsOfItsEnd,
+    /// What is done is digested as something else. No rule of ours: how a state that goes wrong looks, to see what the
+    /// others make of it.
+    DigestAnew,
     /// A shard that has arrived, and is to be cut before it was activated, is taken for one whose move was called off.
     DiscardWhatIsCut,
 }

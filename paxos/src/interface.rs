@@ -52,6 +52,9 @@ pub enum Input {
     Seal(Configuration),
     /// Write the whole state (and entries above this flushed slot) to the log again.
     Checkpoint(Slot),
+    /// The state machine is not what the log makes of it (or is again). The log is sound, so the replica votes; but it
+    /// must not lead.
+    Bar(bool),
 }
 
 /// What a step wants done. In this order: log, send, apply.

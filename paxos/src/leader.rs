@@ -22,6 +22,9 @@ pub(crate) struct Preparing {
 /// The best promiser's log, on its way to us.
 #[derive(Clone, Debug)]
 pub(crate) struct Fetch {
+    /// Whose log it is.
+    pub(crate) best: NodeId,
+    /// Who is asked now; see [`source`].
     pub(crate) from: NodeId,
     /// The last slot kept of our own log.
     pub(crate) cut: Slot,
@@ -117,6 +120,18 @@ pub(crate) fn best_promise(promises: &BTreeMap<NodeId, Promise>) -> Option<(Node
         .filter(|(_, promise)| counts(promise))
         .max_by_key(|(node, promise)| (promise.accepted, promise.length, **node))
         .map(|(node, promise)| (*node, *promise))
+}
+
+/// Whom to ask for the entries of `best`'s log from `start` to `end`, and up to where. That is `best` itself,
+/// but where it holds them no more and has no image to give: what is decided others can bring, too.
+pub(crate) fn source(promises: &BTreeMap<NodeId, Promise>, best: NodeId, (start, end): (Slot, Slot)) -> (NodeId, Slot) {
+    let lacks = promises.get(&best).is_some_and(|promise| promise.barred && start < promise.first_kept);
+    let brings = |promise: &Promise| counts(promise) && !promise.barred && promise.decided >= start;
+    let others = promises.iter().filter(|(node, promise)| **node != best && brings(promise));
+    match others.max_by_key(|(node, promise)| (promise.decided, **node)).filter(|_| lacks) {
+        Some((node, promise)) => (*node, end.min(promise.decided)),
+        None => (best, end),
+    }
 }
 
 /// How many promises count.

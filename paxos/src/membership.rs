@@ -65,7 +65,8 @@ impl Replica {
         let (me, group, current) = (self.config.me, self.config.group, &self.configuration);
         let knows = |node: &&NodeId| {
             let status = heartbeats.status_of(**node, group);
-            **node == me || (heartbeats.reaches(now, **node) && status.is_some_and(|it| it.config >= current.id))
+            **node == me
+                || (heartbeats.reaches(now, **node) && status.is_some_and(|it| it.config >= current.id && !it.barred))
         };
         let unled = self.acceptor.promised().config < current.id && self.election.leader().config < current.id;
         let may_finish = unled && current.before.contains(&me);
@@ -119,13 +120,16 @@ impl Replica {
         if knowing < next.quorum() {
             return self.ask_who_knows(now, slot, out);
         }
-        if next.contains(me) {
+        if next.contains(me) && !self.election.is_barred() {
             self.take_over(now, next.id, None);
             self.begin_phase_1(now, heartbeats, out);
             return;
         }
-        let reached = next.members.iter().find(|node| knows(node) && heartbeats.reaches(now, **node)).copied();
-        let Some(to) = reached else { return };
+        let may_lead = |node: &NodeId| {
+            let status = heartbeats.status_of(*node, self.config.group);
+            knows(node) && heartbeats.reaches(now, *node) && !status.is_some_and(|status| status.barred)
+        };
+        let Some(to) = next.members.iter().copied().find(may_lead) else { return };
         self.send_now(out, to, Message::Decide { ballot, decided, answer: false });
         self.abdicate(now, ballot, to, out);
     }

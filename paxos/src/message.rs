@@ -8,7 +8,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 /// The version of the wire format, first byte of every encoded message.
-pub const WIRE_VERSION: u8 = 2;
+pub const WIRE_VERSION: u8 = 3;
 
 /// A message with its address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -146,6 +146,8 @@ pub struct Promise {
     pub first_kept: Slot,
     /// The acceptor cannot prove its whole log: it asks to be repaired and counts in no quorum.
     pub suspect: bool,
+    /// What its state machine has is wrong: there is a log to be had from it, and no image.
+    pub barred: bool,
     /// It has a vote in the ballot's configuration, and all that was decided in the one before.
     pub votes: bool,
 }

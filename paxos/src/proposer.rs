@@ -3,7 +3,7 @@
 use crate::heartbeat::Heartbeats;
 use crate::interface::Outputs;
 use crate::leader::{
-    Confirm, Fetch, Leading, Peer, PeerPhase, best_promise, countable, quorum_of, quorum_watermark, sync_point,
+    Confirm, Fetch, Leading, Peer, PeerPhase, best_promise, countable, quorum_of, quorum_watermark, source, sync_point,
 };
 use crate::message::{Message, Promise};
 use crate::replica::{PIPELINE_SLOTS_MAX, Replica, Role};
@@ -142,13 +142,13 @@ impl Replica {
             // We lag behind what the best log still holds. An image of it may take minutes, and whoever
             // has it can perhaps lead at once. If not, because only we reach a quorum, asking for entries
             // that it lacks brings its image.
-            if !self.gave_way {
+            if !self.gave_way && !promise.barred {
                 self.gave_way = true;
                 return self.abdicate(now, ballot, best, out);
             }
         }
         let end = promise.length.max(cut);
-        preparing.fetch = Some(Fetch { from: best, cut, end, entries: Vec::new() });
+        preparing.fetch = Some(Fetch { best, from: best, cut, end, entries: Vec::new() });
         self.continue_fetch(now, out);
     }
 
@@ -168,11 +168,13 @@ impl Replica {
         let ballot = preparing.ballot;
         let Some(fetch) = &mut preparing.fetch else { return };
         if fetch.next() <= fetch.end {
-            let (from, start, end) = (fetch.from, fetch.next(), fetch.end);
+            let start = fetch.next();
+            let (from, end) = source(&preparing.promises, fetch.best, (start, fetch.end));
+            fetch.from = from;
             self.send_now(out, from, Message::Fetch { ballot, start, end });
             return;
         }
-        let Some(best) = preparing.promises.get(&fetch.from) else { return };
+        let Some(best) = preparing.promises.get(&fetch.best) else { return };
         let adopted = (best.accepted, fetch.end);
         let (cut, entries) = (fetch.cut, std::mem::take(&mut fetch.entries));
         let promises = std::mem::take(&mut preparing.promises);
@@ -346,7 +348,7 @@ impl Replica {
 
     /// Whatever went unanswered for a while is said again; a peer that needs nothing hears nothing.
     pub(crate) fn resend(&mut self, now: Time, heartbeats: &Heartbeats, out: &mut Outputs) {
-        let resend_micros = heartbeats.timing().resend_micros;
+        let (me, resend_micros) = (self.config.me, heartbeats.timing().resend_micros);
         let end = self.acceptor.log().length();
         match &mut self.role {
             Role::Follower => {}
@@ -357,10 +359,13 @@ impl Replica {
                 preparing.sent_at = now;
                 let (ballot, handover) = (preparing.ballot, preparing.handover);
                 let promised: Vec<NodeId> = preparing.promises.keys().copied().collect();
-                // The promiser that we fetch from may be gone; a fresh choice among fresh promises.
-                let stalled = preparing.fetch.as_ref().is_some_and(|fetch| !heartbeats.reaches(now, fetch.from));
-                if stalled && let Some(fetch) = preparing.fetch.take() {
-                    preparing.promises.remove(&fetch.from);
+                // A promiser that we fetch from may be gone; a fresh choice among fresh promises.
+                let asked = preparing.fetch.as_ref().map(|fetch| [fetch.best, fetch.from]);
+                let gone = asked.into_iter().flatten().find(|node| *node != me && !heartbeats.reaches(now, *node));
+                let stalled = gone.is_some();
+                if let Some(gone) = gone {
+                    preparing.fetch = None;
+                    preparing.promises.remove(&gone);
                 }
                 let lasts = now.since(preparing.since) >= UNINFORMED_MICROS;
                 let voters = preparing.voters.clone();

@@ -141,6 +141,7 @@ impl Replica {
             Input::Checkpoint(flushed) => {
                 self.acceptor.checkpoint(flushed.min(self.delivered), self.config.piece_bytes_max, &mut out.records);
             }
+            Input::Bar(barred) => self.bar(now, heartbeats, barred, &mut out),
         }
         self.follow_ballots();
         self.finish(now, heartbeats, out)
@@ -209,7 +210,8 @@ impl Replica {
         let stuck = self
             .abdicated
             .is_some_and(|(ballot, at)| self.election.leader() == ballot && now.since(at) > timing.peer_timeout_micros);
-        if (wants || (stuck && voters.contains(&self.config.me))) && !self.acceptor.suspect() {
+        let stuck = stuck && voters.contains(&self.config.me) && !self.election.is_barred();
+        if (wants || stuck) && !self.acceptor.suspect() {
             self.take_over(now, config, None);
         }
         self.follow_ballots();
@@ -252,7 +254,8 @@ impl Replica {
 
     /// What a promise reports now.
     pub(crate) fn promise(&self) -> Promise {
-        self.acceptor.promise(self.votes_in(self.acceptor.promised().config))
+        let promise = self.acceptor.promise(self.votes_in(self.acceptor.promised().config));
+        Promise { barred: self.election.is_barred(), ..promise }
     }
 
     /// Wants to lead, with a ballot above everything seen.
@@ -335,7 +338,8 @@ impl Replica {
                 // From its leader, or from a candidate that found our log to be far ahead of its own.
                 let follows = self.election.leader() == ballot && self.acceptor.promised() == ballot;
                 let votes = self.configuration.contains(self.config.me);
-                if follows && ballot.node == from && votes && !self.acceptor.suspect() {
+                let may = votes && !self.acceptor.suspect() && !self.election.is_barred();
+                if follows && ballot.node == from && may {
                     self.take_over(now, self.configuration.id, Some(ballot));
                     self.begin_phase_1(now, heartbeats, out);
                 }
@@ -362,6 +366,7 @@ impl Replica {
         }
         let votes = self.votes_in(ballot.config);
         if let Some(promise) = self.acceptor.prepare(ballot, votes, &mut out.records) {
+            let promise = Promise { barred: self.election.is_barred(), ..promise };
             self.send_durable(out, ballot.node, Message::Promise(promise));
         }
     }
@@ -376,7 +381,7 @@ impl Replica {
             return;
         }
         if start < self.acceptor.log().first_kept() {
-            out.snapshot_wanted.push(to);
+            out.snapshot_wanted.extend(Some(to).filter(|_| !self.election.is_barred()));
             return;
         }
         let entries = self.acceptor.log().piece(start, end, self.config.piece_bytes_max);
@@ -427,6 +432,33 @@ impl Replica {
         let caught_up = leading.peers.get(&to).is_some_and(|peer| peer.matched == Some(self.acceptor.log().length()));
         if caught_up && leading.voters.contains(&to) {
             self.abdicate(now, ballot, to, out);
+        }
+    }
+
+    /// Ends our own role, if we must not lead: in favour of the one that has most of our log, so that nobody need wait
+    /// for the lease to end.
+    fn bar(&mut self, now: Time, heartbeats: &Heartbeats, barred: bool, out: &mut Outputs) {
+        self.election.bar(barred);
+        if !barred {
+            return;
+        }
+        let (ballot, closest) = match &self.role {
+            Role::Follower => return,
+            Role::Preparing(preparing) => (preparing.ballot, None),
+            Role::Leading(leading) => {
+                let may_lead = |node: &NodeId| {
+                    let status = heartbeats.status_of(*node, self.config.group);
+                    leading.voters.contains(node) && !status.is_some_and(|status| status.barred)
+                };
+                let voters = leading.peers.iter().filter(|(node, _)| may_lead(node));
+                (leading.ballot, voters.max_by_key(|(_, peer)| peer.matched).map(|(node, _)| *node))
+            }
+        };
+        self.role = Role::Follower;
+        // When it may lead again, it must not take itself for the leader that it was.
+        self.abdicated = Some((ballot, now));
+        if let Some(to) = closest {
+            self.send_now(out, to, Message::Handover { ballot });
         }
     }
 

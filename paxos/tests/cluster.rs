@@ -74,6 +74,9 @@ struct World {
     wanted: Vec<NodeId>,
     changed: u32,
     images: u32,
+    /// Who must not lead, and how often somebody was told so.
+    barred: Option<NodeId>,
+    bars: u32,
 }
 
 fn ids(count: u64) -> Vec<NodeId> {
@@ -98,6 +101,8 @@ impl World {
             wanted: Vec::new(),
             changed: 0,
             images: 0,
+            barred: None,
+            bars: 0,
         };
         for id in ids(count) {
             let node = boot(id, (count, members), 1, Vec::new(), (Vec::new(), Slot(0)), world.now);
@@ -133,6 +138,8 @@ impl World {
                 a.decided()
             );
         }
+        let leads = node.replica.leading().is_some();
+        assert!(!leads || self.barred != Some(id), "{id} leads, and must not");
         self.perform(id, out);
     }
 
@@ -217,6 +224,19 @@ impl World {
         self.step(id, Input::Durable(record));
     }
 
+    /// This replica must not lead from now on, and another one may again; or this one may again.
+    fn bar(&mut self, id: NodeId) {
+        let before = self.barred.take();
+        if let Some(before) = before {
+            self.step(before, Input::Bar(false));
+        }
+        if before != Some(id) {
+            self.barred = Some(id);
+            self.bars += 1;
+            self.step(id, Input::Bar(true));
+        }
+    }
+
     fn crash(&mut self, id: NodeId) {
         let count = (self.nodes.len() as u64, self.members);
         let down = self.random.below(1_500_000);
@@ -231,6 +251,9 @@ impl World {
         let promised = fresh.replica.acceptor().promised();
         assert!(promised >= self.promised.get(&id).copied().unwrap_or_default(), "{id} forgot a promise");
         self.nodes.insert(id, fresh);
+        if self.barred == Some(id) {
+            self.step(id, Input::Bar(true));
+        }
         self.step(id, Input::Tick);
     }
 
@@ -308,6 +331,8 @@ impl World {
                     if to != *id {
                         self.step(*id, Input::HandOver(to));
                     }
+                } else if self.faults && self.members > 1 && self.random.below(10_000) < 3 {
+                    self.bar(*id);
                 }
             }
             if self.faults && self.random.below(1_000) < 2 {
@@ -363,6 +388,10 @@ impl World {
     fn heal(&mut self) {
         self.faults = false;
         self.cut.clear();
+        if let Some(barred) = self.barred.filter(|_| self.changes) {
+            // It may be the only member by now. Elsewhere the others must do without.
+            self.bar(barred);
+        }
         let before = self.chosen.len();
         self.run(6_000_000);
         assert!(self.chosen.len() > before, "no progress after everything healed: {:#?}", self.standing());
@@ -466,6 +495,7 @@ fn play(seed: u64, count: u64, seconds: u64) -> (usize, u64) {
     let mut world = World::new(seed, (count, count));
     world.run(seconds * 1_000_000);
     world.heal();
+    assert!(count == 1 || world.bars > 0 || seconds < 20, "nobody was barred");
     (world.chosen.len(), world.random.0)
 }
 

@@ -128,6 +128,8 @@ impl Script {
             "tell" => self.step(words.node(1), Input::TellDecided),
             "confirm" => self.step(words.node(1), Input::Confirm),
             "hand-over" => self.step(words.node(1), Input::HandOver(words.node(2))),
+            "bar" => self.step(words.node(1), Input::Bar(true)),
+            "lift" => self.step(words.node(1), Input::Bar(false)),
             "state" => self.state(words.node(1)),
             _ => self.inject(verb, &words),
         }
@@ -156,6 +158,7 @@ impl Script {
                 decided,
                 first_kept: Slot(words.slot("first").0.max(1)),
                 suspect: words.has("suspect"),
+                barred: words.has("barred"),
                 votes: !words.has("learner"),
             }),
             "Confirm" => Message::Confirm { ballot, round: words.slot("round").0 },

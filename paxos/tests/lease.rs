@@ -27,6 +27,7 @@ fn lease(holder: Timing, granter: Timing) -> (u64, u64) {
         leader: ballot(),
         happy: true,
         reluctant: false,
+        barred: false,
         config: ConfigId(0),
     };
     n1.publish(GROUP, status);

@@ -13,7 +13,7 @@ use crate::sessions::{Executed, Judgement};
 use crate::state::{OwnedShard, Shard, Shared, State, Stretch, territory_of};
 use crate::store::{RowRange, Store, StoreError, WriteBatch};
 use crate::territory::Territory;
-use crate::types::{Bounds, Epoch, MoveId, Revision, ShardId};
+use crate::types::{Bounds, DIGEST_SLOTS, Digest, Epoch, MoveId, Revision, ShardId};
 use bytes::Bytes;
 use paxos::flaw::{self, Flaw};
 use paxos::{Configuration, Slot};
@@ -75,19 +75,24 @@ impl<'a, S: Store> Call<'a, S> {
         entries: &[(Slot, Bytes)],
     ) -> Result<(Vec<Vec<Outcome>>, WriteBatch, bool), StoreError> {
         let mut outcomes = Vec::with_capacity(entries.len());
-        for (_, entry) in entries {
+        for (slot, entry) in entries {
             if let Some(configuration) = Configuration::of_stop_sign(entry) {
                 self.state.meta.configuration = Some(configuration);
                 outcomes.push(Vec::new());
-                continue;
+            } else {
+                outcomes.push(match decode_entry(entry) {
+                    Ok(batch) => {
+                        batch.commands.iter().map(|command| self.command(command)).collect::<Result<_, _>>()?
+                    }
+                    Err(malformed) => {
+                        self.mix(b'!', Revision(0), 0);
+                        vec![malformed]
+                    }
+                });
             }
-            outcomes.push(match decode_entry(entry) {
-                Ok(batch) => batch.commands.iter().map(|command| self.command(command)).collect::<Result<_, _>>()?,
-                Err(malformed) => {
-                    self.mix(b'!', Revision(0), 0);
-                    vec![malformed]
-                }
-            });
+            if slot.0 % DIGEST_SLOTS == 0 {
+                self.state.digests.push(Digest { slot: *slot, value: self.state.meta.hash });
+            }
         }
         self.state.meta.applied = self.row;
         let drops = !self.dropped.is_empty();
@@ -297,7 +302,7 @@ impl<'a, S: Store> Call<'a, S> {
         let mut hash = self.state.meta.hash ^ effect.rotate_left(8) ^ u64::from(kind);
         hash = hash.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ revision.0;
         hash = (hash ^ hash >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        self.state.meta.hash = hash ^ hash >> 27;
+        self.state.meta.hash = hash ^ hash >> if flaw::is(Flaw::DigestAnew) { 26 } else { 27 };
     }
 
     fn finish(mut self) -> WriteBatch {

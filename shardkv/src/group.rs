@@ -8,7 +8,7 @@ use crate::reader::Reader;
 use crate::sessions::SessionLimits;
 use crate::state::{OwnedShard, Shared, State};
 use crate::store::{Store, StoreError, View, WriteBatch};
-use crate::types::{Revision, SpaceId};
+use crate::types::{Digest, Revision, SpaceId};
 use bytes::Bytes;
 use paxos::flaw::{self, Flaw};
 use paxos::{Configuration, GroupId, Slot, SnapshotSink, SnapshotSource, StateMachine};
@@ -56,6 +56,28 @@ impl<S: Store> DataGroup<S> {
     /// The group begins, empty, with this configuration: remembered durably, as nothing in the log will say it.
     pub fn found(&mut self, configuration: Configuration) -> Result<(), StoreError> {
         self.state.meta.configuration = Some(configuration);
+        let mut batch = WriteBatch::default();
+        batch.put(self.shared.keys.meta(), codec::encode(&self.state.meta));
+        self.shared.store.write(&batch)?;
+        self.shared.store.flush()
+    }
+
+    /// The digests noted since the last call, oldest first.
+    pub fn take_digests(&mut self) -> Vec<Digest> {
+        std::mem::take(&mut self.state.digests)
+    }
+
+    /// Whether this state was found to be another one than the other replicas'.
+    pub fn is_fenced(&self) -> bool {
+        self.state.meta.fenced
+    }
+
+    /// It was: remembered, durably, until an image takes its place.
+    pub fn fence(&mut self) -> Result<(), StoreError> {
+        if self.stale {
+            self.reload()?;
+        }
+        self.state.meta.fenced = true;
         let mut batch = WriteBatch::default();
         batch.put(self.shared.keys.meta(), codec::encode(&self.state.meta));
         self.shared.store.write(&batch)?;

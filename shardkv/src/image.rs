@@ -333,7 +333,7 @@ pub(crate) fn finish<S: Store>(
         incoming.space = spaces[&incoming.space];
         batch.put(keys.incoming(incoming.id), codec::encode(&incoming));
     }
-    let meta = Meta { home: meta.home.map(|home| spaces[&home]), imaged: meta.applied, ..meta };
+    let meta = Meta { home: meta.home.map(|home| spaces[&home]), imaged: meta.applied, fenced: false, ..meta };
     batch.put(keys.meta(), codec::encode(&meta));
     {
         let _writing = shared.writing();

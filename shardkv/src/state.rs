@@ -6,7 +6,7 @@ use crate::moving::{Incoming, Outgoing};
 use crate::sessions::{Executed, SessionLimits, Sessions};
 use crate::store::{Store, StoreError, View};
 use crate::territory::{Part, Territory};
-use crate::types::{Bounds, Epoch, MoveId, Revision, ShardId, SpaceId};
+use crate::types::{Bounds, Digest, Epoch, MoveId, Revision, ShardId, SpaceId};
 use bytes::Bytes;
 use paxos::flaw::{self, Flaw};
 use paxos::{Configuration, Slot};
@@ -81,6 +81,8 @@ pub(crate) struct Meta {
     pub(crate) configuration: Option<Configuration>,
     /// The largest revision of a compaction; a shard that arrives, or stays after all, heeds it, too.
     pub(crate) compacted: Revision,
+    /// The other replicas agree on another state: this one must not be read.
+    pub(crate) fenced: bool,
 }
 
 /// A shard with its keys ready for use.
@@ -137,6 +139,8 @@ pub(crate) struct State {
     pub(crate) arrivals: Arc<Arrivals>,
     pub(crate) gone: Arc<Gone>,
     pub(crate) sessions: Sessions,
+    /// Noted since they were last taken; not stored.
+    pub(crate) digests: Vec<Digest>,
 }
 
 impl State {
@@ -167,7 +171,7 @@ impl State {
         let known: Vec<_> = owned.chain(arrivals.values().map(|it| (it.id, it.evicted, it.since))).collect();
         let sessions = Sessions::restore(limits, &known, session_rows(store, keys)?);
         let (shards, arrivals, gone) = (Arc::new(shards), Arc::new(arrivals), Arc::new(gone));
-        Ok(State { meta, shards, arrivals, gone, sessions })
+        Ok(State { meta, shards, arrivals, gone, sessions, digests: Vec::new() })
     }
 }
 

@@ -1,6 +1,7 @@
 //! Numbers and ranges of the data model.
 
 use bytes::Bytes;
+use paxos::Slot;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -49,6 +50,18 @@ impl fmt::Display for ShardId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "s{}", self.0)
     }
+}
+
+/// How often, in slots, a state machine notes its digest; all replicas at the same slots.
+pub const DIGEST_SLOTS: u64 = 64;
+
+/// What a state machine has come to with the entry in a slot: the same in all replicas, or one of them is wrong.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Digest {
+    /// A multiple of [`DIGEST_SLOTS`].
+    pub slot: Slot,
+    /// Of everything logical up to there.
+    pub value: u64,
 }
 
 /// A shard's bounds: `[start, end)`; no `end` means "to the end of the keyspace".

@@ -7,6 +7,7 @@ use paxos::{Configuration, Slot, SnapshotSink, SnapshotSource, StateMachine};
 use serde::{Deserialize, Serialize};
 use shardkv::map::SHARDMASTER_GROUP;
 use shardkv::store::{Store, StoreError};
+use shardkv::types::{DIGEST_SLOTS, Digest};
 use shardkv::{GroupMeta, SEED_SLOT, codec};
 use std::any::Any;
 use std::sync::Arc;
@@ -18,7 +19,15 @@ struct Row {
     applied: Slot,
     imaged: Slot,
     configuration: Option<Configuration>,
+    /// The other replicas agree on another state: this one must not be read.
+    fenced: bool,
     state: MasterState,
+}
+
+impl Row {
+    fn new(slot: Slot, state: MasterState) -> Row {
+        Row { applied: slot, imaged: slot, configuration: None, fenced: false, state }
+    }
 }
 
 /// The shardmaster group's state machine.
@@ -27,7 +36,10 @@ pub struct MasterGroup<S> {
     applied: Slot,
     imaged: Slot,
     configuration: Option<Configuration>,
+    fenced: bool,
     state: Arc<MasterState>,
+    /// Noted since they were last taken; not stored.
+    digests: Vec<Digest>,
 }
 
 impl<S: Store> MasterGroup<S> {
@@ -36,10 +48,11 @@ impl<S: Store> MasterGroup<S> {
         let rows = GroupMeta::open(store, SHARDMASTER_GROUP);
         let row = match rows.get(ROW)? {
             Some(bytes) => decode_row(&bytes)?,
-            None => Row { applied: Slot(0), imaged: Slot(0), configuration: None, state: MasterState::default() },
+            None => Row::new(Slot(0), MasterState::default()),
         };
-        let Row { applied, imaged, configuration, state } = row;
-        Ok(MasterGroup { rows, applied, imaged, configuration, state: Arc::new(state) })
+        let Row { applied, imaged, configuration, fenced, state } = row;
+        let (state, digests) = (Arc::new(state), Vec::new());
+        Ok(MasterGroup { rows, applied, imaged, configuration, fenced, state, digests })
     }
 
     /// The state as of the last applied slot.
@@ -50,13 +63,36 @@ impl<S: Store> MasterGroup<S> {
     /// The image of a group that begins its life with a state: what a restored cluster starts from. All
     /// replicas must be given the same.
     pub fn seed(state: MasterState) -> Bytes {
-        codec::encode(&Row { applied: SEED_SLOT, imaged: SEED_SLOT, configuration: None, state })
+        codec::encode(&Row::new(SEED_SLOT, state))
     }
 
     fn encode_row(&self) -> Bytes {
-        let (applied, imaged, configuration) = (self.applied, self.imaged, self.configuration.clone());
-        codec::encode(&Row { applied, imaged, configuration, state: (*self.state).clone() })
+        let (applied, imaged, fenced) = (self.applied, self.imaged, self.fenced);
+        let (configuration, state) = (self.configuration.clone(), (*self.state).clone());
+        codec::encode(&Row { applied, imaged, configuration, fenced, state })
     }
+
+    /// The digests noted since the last call, oldest first.
+    pub fn take_digests(&mut self) -> Vec<Digest> {
+        std::mem::take(&mut self.digests)
+    }
+
+    /// Whether this state was found to be another one than the other replicas'.
+    pub fn is_fenced(&self) -> bool {
+        self.fenced
+    }
+
+    /// It was: remembered, durably, until an image takes its place.
+    pub fn fence(&mut self) -> Result<(), StoreError> {
+        self.fenced = true;
+        self.rows.commit(vec![(ROW.to_vec(), Some(self.encode_row()))])?;
+        self.rows.flush()
+    }
+}
+
+/// All of the state: it is small, and has nothing that replicas may store differently.
+fn digest(slot: Slot, state: &MasterState) -> Digest {
+    Digest { slot, value: u64::from(crc32fast::hash(&codec::encode(state))) }
 }
 
 fn decode_row(bytes: &[u8]) -> Result<Row, StoreError> {
@@ -82,26 +118,30 @@ impl<S: Store> StateMachine for MasterGroup<S> {
     fn apply(&mut self, entries: &[(Slot, Bytes)]) -> Result<Vec<MasterOutcome>, StoreError> {
         let mut outcomes = Vec::with_capacity(entries.len());
         let mut state = (*self.state).clone();
-        let (mut applied, mut configuration) = (self.applied, self.configuration.clone());
+        let (mut applied, mut configuration, mut digests) = (self.applied, self.configuration.clone(), Vec::new());
         for (slot, entry) in entries {
             assert_eq!(*slot, applied.next(), "shardmaster entries must be consecutive");
             applied = *slot;
-            if let Some(next) = Configuration::of_stop_sign(entry) {
-                configuration = Some(next);
-                outcomes.push(MasterOutcome::Nothing);
-                continue;
-            }
-            outcomes.push(match entry.is_empty() {
-                true => MasterOutcome::Nothing,
-                false => match codec::decode::<MasterCommand>(entry) {
+            outcomes.push(match Configuration::of_stop_sign(entry) {
+                Some(next) => {
+                    configuration = Some(next);
+                    MasterOutcome::Nothing
+                }
+                None if entry.is_empty() => MasterOutcome::Nothing,
+                None => match codec::decode::<MasterCommand>(entry) {
                     Ok(command) => state.apply(command),
                     Err(error) => MasterOutcome::Malformed(error.to_string()),
                 },
             });
+            if slot.0 % DIGEST_SLOTS == 0 {
+                digests.push(digest(*slot, &state));
+            }
         }
-        let row = Row { applied, imaged: self.imaged, configuration: configuration.clone(), state: state.clone() };
+        let (imaged, fenced) = (self.imaged, self.fenced);
+        let row = Row { applied, imaged, configuration: configuration.clone(), fenced, state: state.clone() };
         self.rows.commit(vec![(ROW.to_vec(), Some(codec::encode(&row)))])?;
         (self.applied, self.configuration) = (applied, configuration);
+        self.digests.extend(digests);
         self.state = Arc::new(state);
         Ok(outcomes)
     }
@@ -118,12 +158,13 @@ impl<S: Store> StateMachine for MasterGroup<S> {
         let install = sink.into_any().downcast::<Install>();
         let install = install.map_err(|_| StoreError::Image("a sink of another state machine".into()))?;
         let row = decode_row(&install.bytes).map_err(|error| StoreError::Image(error.to_string()))?;
-        if row.applied <= self.applied {
+        if row.applied < self.applied || (row.applied == self.applied && !self.fenced) {
             return Ok(());
         }
-        let row = Row { imaged: row.applied, ..row };
+        let row = Row { imaged: row.applied, fenced: false, ..row };
         self.rows.replace(vec![(ROW.to_vec(), codec::encode(&row))])?;
         (self.applied, self.imaged, self.configuration) = (row.applied, row.imaged, row.configuration);
+        self.fenced = false;
         self.state = Arc::new(row.state);
         Ok(())
     }

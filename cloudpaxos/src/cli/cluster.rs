@@ -10,6 +10,7 @@ use proto::admin::{
     StatusResponse,
 };
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// A replica that catches up, or cannot prove its log, is worth a word from so many slots on.
@@ -84,15 +85,36 @@ fn trouble(answer: &StatusResponse) -> Option<String> {
         let name = name_of(answer, replica.node);
         format!("group {}: the replica on {name} is {} entries behind", group.id, replica.lag_slots)
     });
-    let troubles: Vec<String> = silent.chain(full).chain(orphaned).chain(behind).collect();
+    let wrong = answer.groups.iter().filter_map(|group| wrong_states(answer, group));
+    let troubles: Vec<String> = silent.chain(full).chain(orphaned).chain(wrong).chain(behind).collect();
     (!troubles.is_empty()).then(|| troubles.join("; "))
+}
+
+/// What is to be said of a group whose replicas have not all the same state.
+fn wrong_states(answer: &StatusResponse, group: &Group) -> Option<String> {
+    let reports = || group.replicas.iter().filter_map(|it| Some((it.node, it.report.as_ref()?)));
+    let fenced = reports().filter(|(_, report)| report.state() == ReplicaState::Fenced).map(|(node, _)| node);
+    let fenced: Vec<String> = fenced.map(|node| name_of(answer, node)).collect();
+    let differing: BTreeSet<u64> = reports().flat_map(|(_, report)| report.differing.iter().copied()).collect();
+    match (&fenced[..], differing.is_empty()) {
+        ([], true) => None,
+        ([], false) => {
+            let names: Vec<String> = differing.into_iter().map(|node| name_of(answer, node)).collect();
+            Some(format!("group {}: the replicas on {} have come to different states", group.id, names.join(", ")))
+        }
+        _ => Some(format!(
+            "group {}: the state on {} is not what the others have come to, and is being replaced: check memory and disk there",
+            group.id,
+            fenced.join(", ")
+        )),
+    }
 }
 
 /// Whether a replica is so far behind that its group has one to spare less. One that follows is soon there again.
 fn lags(replica: &Replica) -> bool {
     let state = replica.report.as_ref().map_or(ReplicaState::Unspecified, ReplicaReport::state);
     let slots_max = match state {
-        ReplicaState::CatchingUp | ReplicaState::Suspect => CATCHING_UP_SLOTS_MAX,
+        ReplicaState::CatchingUp | ReplicaState::Suspect | ReplicaState::Fenced => CATCHING_UP_SLOTS_MAX,
         ReplicaState::Unspecified | ReplicaState::Leader | ReplicaState::Follower => LAG_SLOTS_MAX,
     };
     replica.alive && replica.lag_slots > slots_max
@@ -187,6 +209,7 @@ fn group_json(group: &Group) -> Value {
                 "applied": report.applied,
                 "first_kept": report.first_kept,
                 "lease_valid": report.lease_valid,
+                "differing": report.differing,
             })),
         })
     };
@@ -239,6 +262,7 @@ fn state_word(state: ReplicaState) -> &'static str {
         ReplicaState::Follower => "follower",
         ReplicaState::CatchingUp => "catching up",
         ReplicaState::Suspect => "suspect",
+        ReplicaState::Fenced => "fenced",
     }
 }
 
@@ -263,6 +287,28 @@ mod tests {
         assert_eq!(told(ReplicaState::CatchingUp, 1000), None);
         assert_eq!(told(ReplicaState::Follower, 1001), None);
         assert!(told(ReplicaState::Follower, 10_001).is_some());
+    }
+
+    #[test]
+    fn states_that_differ_are_worth_attention() {
+        let told = |states: &[(ReplicaState, &[u64])]| {
+            let replicas = states.iter().zip(1..).map(|((state, differing), node)| {
+                let (state, differing) = (i32::from(*state), differing.to_vec());
+                let report = Some(ReplicaReport { state, differing, ..ReplicaReport::default() });
+                Replica { node, alive: true, report, lag_slots: 0 }
+            });
+            let group = Group { id: 3, leader: 1, replicas: replicas.collect(), ..Group::default() };
+            let node = |id: u64| Node { id, name: format!("n{id}"), alive: true, ..Node::default() };
+            let nodes = (1..=3).map(node).collect();
+            trouble(&StatusResponse { nodes, groups: vec![group], ..StatusResponse::default() })
+        };
+        let (leader, follower, fenced) = (ReplicaState::Leader, ReplicaState::Follower, ReplicaState::Fenced);
+        assert_eq!(told(&[(leader, &[]), (follower, &[])]), None);
+        let text = "group 3: the replicas on n1, n2 have come to different states";
+        assert_eq!(told(&[(leader, &[2]), (follower, &[1])]).as_deref(), Some(text));
+        let text = "group 3: the state on n2 is not what the others have come to, and is being replaced: check memory and \
+                    disk there";
+        assert_eq!(told(&[(leader, &[2]), (fenced, &[1, 3]), (follower, &[2])]).as_deref(), Some(text));
     }
 
     #[test]

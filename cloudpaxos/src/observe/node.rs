@@ -57,6 +57,16 @@ impl NodeCollector {
             "1 where the replica cannot prove its log and waits for repair",
             self.each(|group| flag(group.suspect)),
         )?;
+        page.gauge(
+            "group_fenced",
+            "1 where the replica's state is not what a majority has, until the leader's image has taken its place",
+            self.each(|group| flag(group.fenced)),
+        )?;
+        page.gauge(
+            "group_differing_replicas",
+            "How many replicas of the group have another state than this one, at the newest slot that was compared",
+            self.each(|group| group.differing.len() as f64),
+        )?;
         page.gauge("group_ballot_round", "The promised ballot's round", self.each(|g| g.promised.round as f64))?;
         page.gauge("group_length_slot", "The last slot of its log", self.each(|group| group.length.0 as f64))?;
         page.gauge("group_decided_slot", "The last decided slot", self.each(|group| group.decided.0 as f64))?;
@@ -75,6 +85,11 @@ impl NodeCollector {
             "group_leader_changes",
             "Times that another node became leader, as this replica saw it",
             self.each(|group| group.tally.leader_changes as f64),
+        )?;
+        page.counter(
+            "group_fences",
+            "Times that this replica's state was found not to be what a majority has",
+            self.each(|group| group.tally.fences as f64),
         )?;
         page.counter(
             "group_applied_entries",

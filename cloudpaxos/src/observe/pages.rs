@@ -97,7 +97,9 @@ fn unready(status: &CoreStatus) -> Vec<String> {
     let mut reasons = Vec::new();
     for group in &status.groups {
         let id = group.group;
-        if group.suspect {
+        if group.fenced {
+            reasons.push(format!("{id}: its state is not what the others have, and is being replaced"));
+        } else if group.suspect {
             reasons.push(format!("{id}: a part of the log is lost and being repaired"));
         } else if group.leader.node.0 == 0 {
             reasons.push(format!("{id}: no leader is known"));

@@ -119,7 +119,9 @@ fn move_report(status: &MoveStatus) -> MoveReport {
 }
 
 fn replica_report(group: &GroupStatus) -> ReplicaReport {
-    let state = if group.suspect {
+    let state = if group.fenced {
+        ReplicaState::Fenced
+    } else if group.suspect {
         ReplicaState::Suspect
     } else if group.serves {
         ReplicaState::Leader
@@ -143,6 +145,7 @@ fn replica_report(group: &GroupStatus) -> ReplicaReport {
         applied: group.applied.0,
         first_kept: group.first_kept.0,
         lease_valid: group.leased,
+        differing: group.differing.iter().map(|node| node.0).collect(),
     }
 }
 

@@ -119,6 +119,8 @@ fn node_status(status: &CoreStatus, store_bytes: u64) -> NodeStatus {
     if status.no_space {
         errors.push("writes are refused: free space on the data directory's disk".into());
     }
+    let fenced = status.groups.iter().filter(|group| group.fenced);
+    errors.extend(fenced.map(|group| format!("the state of its replica of {} is wrong", group.group)));
     NodeStatus {
         db_size_bytes: store_bytes,
         db_size_in_use_bytes: store_bytes,

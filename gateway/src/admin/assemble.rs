@@ -51,7 +51,7 @@ impl Answers {
             Replica {
                 node: node.0,
                 alive: report.is_some(),
-                report: report.copied(),
+                report: report.cloned(),
                 lag_slots: report.map_or(0, |report| decided.saturating_sub(report.applied)),
             }
         };

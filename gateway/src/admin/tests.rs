@@ -169,7 +169,7 @@ async fn gateway(map: ShardMap) -> AdminClient<Channel> {
 #[tokio::test]
 async fn a_gateway_answers_for_nodes_that_are_there_gone_silent_or_somebody_else() {
     let leader = replica(DATA_GROUP, ReplicaState::Leader, ballot(3, 1), 8, 8);
-    let there = node(report(1, vec![leader])).await;
+    let there = node(report(1, vec![leader.clone()])).await;
     let (gone, gone_address) = listener().await;
     drop(gone);
     // Takes connections and never says a word.

@@ -430,11 +430,14 @@ CONSENSUS = [
                 "reads, which is safe and slower.",
             ),
             Panel(
-                "Suspect replicas",
+                "Suspect and fenced replicas",
                 "none",
-                [(f"sum by (node) (cloudpaxos_group_suspect{{{G}}})", "{{node}}")],
-                "Replicas that cannot prove their log and wait for repair. Good: 0. More than 0 for minutes: a damaged "
-                "disk, and no majority to repair from.",
+                [
+                    (f"sum by (node) (cloudpaxos_group_suspect{{{G}}})", "{{node}} suspect"),
+                    (f"sum by (node) (cloudpaxos_group_fenced{{{G}}})", "{{node}} fenced"),
+                ],
+                "Replicas that cannot prove their log and wait for repair, and those whose state is not what the others "
+                "have. Good: 0. More than 0 for minutes: a damaged disk or memory, and no majority to repair from.",
             ),
         ],
     ),

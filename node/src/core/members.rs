@@ -17,7 +17,7 @@ use super::lead::Waiter;
 use super::{Core, Group, Hosted};
 use crate::wire::NodeMessage;
 use paxos::flaw::{self, Flaw};
-use paxos::{Ballot, ConfigId, Configuration, GroupId, NodeId, Record, Time, quorum_of};
+use paxos::{Ballot, ConfigId, Configuration, GroupId, NodeId, Record, Slot, Time, quorum_of};
 use shardkv::map::{GroupInfo, SHARDMASTER_GROUP};
 use shardkv::store::Store;
 use shardmaster::MasterCommand;
@@ -42,6 +42,13 @@ pub enum Hosting {
         floor: Ballot,
         /// The members of a group that begins here and now; others learn who votes.
         founders: Option<Vec<NodeId>>,
+    },
+    /// Remember that this replica's state is another one than the other replicas', if no image has taken its place.
+    Fence {
+        /// The group.
+        group: GroupId,
+        /// Where the states differ.
+        slot: Slot,
     },
     /// Delete the state of a replica that has ended, and report [`super::Input::Closed`].
     Close {
@@ -210,7 +217,9 @@ impl<S: Store> Core<S> {
         let beats = &self.beats;
         let close = |node: &NodeId| {
             let near = matched.get(node).copied().flatten().is_some_and(|slot| slot.0 + CLOSE_SLOTS >= length.0);
-            *node == me || (near && beats.reaches(now, *node))
+            // One that must not lead is none to rely on.
+            let barred = beats.status_of(*node, id).is_some_and(|status| status.barred);
+            *node == me || (near && beats.reaches(now, *node) && !barred)
         };
         // One that stays may be away for a while; but the next configuration must be able to begin.
         let ready = wanted.iter().filter(|node| close(node)).count() >= quorum_of(wanted.len());

@@ -9,6 +9,7 @@
 //! core holds back whatever must not leave before.
 
 mod balancing;
+mod digests;
 mod lead;
 mod load;
 mod members;
@@ -69,6 +70,13 @@ struct Group<S: Store> {
     gated: VecDeque<(u64, Envelope)>,
     lead: Option<Lead>,
     tally: GroupTally,
+    digests: digests::Digests,
+    /// Its state is another one than the other replicas': it must not be read, nor lead.
+    fenced: bool,
+    /// What is to be applied once that is no longer so; `applying_bytes` bounds it.
+    held: Vec<ApplyJob>,
+    /// When images were last begun for replicas that are fenced, where this node leads.
+    mended: BTreeMap<NodeId, Time>,
 }
 
 /// A node.
@@ -148,7 +156,7 @@ impl<S: Store> Core<S> {
     }
 
     fn host(&mut self, hosted: Hosted<S>) {
-        let Hosted { group, configuration, recovered, applied, machine } = hosted;
+        let Hosted { group, configuration, recovered, applied, fenced, machine } = hosted;
         let config = ReplicaConfig {
             me: self.config.me,
             group,
@@ -157,7 +165,6 @@ impl<S: Store> Core<S> {
             piece_bytes_max: self.config.limits.piece_bytes_max,
         };
         let replica = Replica::new(config, recovered, applied);
-        self.beats.publish(group, Status { reluctant: self.is_reluctant(), ..replica.status() });
         if let Machine::Master(state) = &machine {
             // One that is opened while the node runs is empty: what the node knows already is newer.
             if state.map.version >= self.map.version {
@@ -174,8 +181,17 @@ impl<S: Store> Core<S> {
             gated: VecDeque::new(),
             lead: None,
             tally: GroupTally::default(),
+            digests: digests::Digests::default(),
+            fenced,
+            held: Vec::new(),
+            mended: BTreeMap::new(),
         };
         self.groups.insert(group, state);
+        self.publish(group);
+        if fenced {
+            tracing::error!(%group, "the state of this node's replica is not what a majority has: it stays fenced");
+            self.fence(self.now, group);
+        }
     }
 
     /// Takes one input in. What it leads to comes out of the next [`Core::turn`].
@@ -216,10 +232,14 @@ impl<S: Store> Core<S> {
     }
 
     fn publish_reluctance(&mut self) {
-        let reluctant = self.is_reluctant();
-        for (id, group) in &self.groups {
-            self.beats.publish(*id, Status { reluctant, ..group.replica.status() });
-        }
+        let groups: Vec<GroupId> = self.groups.keys().copied().collect();
+        groups.into_iter().for_each(|id| self.publish(id));
+    }
+
+    /// Tells the other nodes how a replica stands, where that is news.
+    fn publish(&mut self, id: GroupId) {
+        let Some(group) = self.groups.get(&id) else { return };
+        self.beats.publish(id, Status { reluctant: self.is_reluctant(), ..group.replica.status() });
     }
 
     /// Lets leaders stamp and propose what has gathered, and hands out what is to be done.
@@ -291,6 +311,7 @@ impl<S: Store> Core<S> {
                     self.out.send.push((from, NodeMessage::MapReply(map)));
                 }
             }
+            NodeMessage::Digest { group, digest } => self.digest_told(now, from, group, digest),
             NodeMessage::Follow { group, slot, contexts } => self.follow_entry(now, group, slot, contexts),
             NodeMessage::Register(info) => self.register(now, *info),
             NodeMessage::Configured { group, config, members, begun } => {
@@ -326,8 +347,8 @@ impl<S: Store> Core<S> {
     }
 
     fn absorb(&mut self, now: Time, id: GroupId, out: paxos::Outputs) {
+        self.publish(id);
         let Some(group) = self.groups.get_mut(&id) else { return };
-        self.beats.publish(id, Status { reluctant: self.no_space || self.retiring, ..group.replica.status() });
         if !out.records.is_empty() {
             let ticket = self.next_ticket;
             if group.last_ticket != ticket {
@@ -352,7 +373,8 @@ impl<S: Store> Core<S> {
         if !out.decided.is_empty() {
             group.applying_bytes += out.decided.iter().map(|(_, entry)| entry.len()).sum::<usize>();
             let next = out.decided.first().is_some_and(|(first, _)| *first == group.applied.next());
-            self.out.apply.push(ApplyJob { group: id, next, entries: out.decided, urgent: group.lead.is_some() });
+            let job = ApplyJob { group: id, next, entries: out.decided, urgent: group.lead.is_some() };
+            if group.fenced { group.held.push(job) } else { self.out.apply.push(job) }
         }
         if let Some(slot) = decided {
             self.traces_decided(now, id, slot);
@@ -401,7 +423,7 @@ impl<S: Store> Core<S> {
     }
 
     fn applied(&mut self, now: Time, applied: Applied) {
-        let Applied { group: id, slot, first, outcomes, bytes, master } = applied;
+        let Applied { group: id, slot, first, outcomes, bytes, master, digests } = applied;
         let Some(group) = self.groups.get_mut(&id) else { return };
         // A report that overtakes another would leave those waiting whom the other answers.
         let ordered = group.lead.is_none() || outcomes.is_empty() || first <= group.applied.next();
@@ -410,8 +432,12 @@ impl<S: Store> Core<S> {
         group.tally.applied_bytes += bytes as u64;
         group.applied = group.applied.max(slot);
         group.applying_bytes = group.applying_bytes.saturating_sub(bytes);
+        // First of all: what is wrong must answer nobody.
+        self.digested(now, id, digests);
         if let Some(state) = master {
-            self.learn_map(Arc::new(state.map.clone()));
+            if !self.is_fenced(id) {
+                self.learn_map(Arc::new(state.map.clone()));
+            }
             if let Some(group) = self.groups.get_mut(&id) {
                 group.machine = Machine::Master(state);
             }

@@ -162,6 +162,10 @@ impl<S: Store> Core<S> {
         let RequestBody::Read { shards, op, mode } = &read.request.body else {
             return self.answer(waiter, ReplyBody::Failed(OpError::Malformed("not a read".into())));
         };
+        if self.is_fenced(id) {
+            let hint = self.hint(id);
+            return self.answer(waiter, ReplyBody::NotLeader { hint });
+        }
         let serializable = *mode == Freshness::Serializable;
         let reader = match self.groups.get(&id).map(|group| &group.machine) {
             Some(Machine::Data(reader)) => reader.clone(),

@@ -106,7 +106,7 @@ mod tests {
         let group = DataGroup::open(Arc::new(MemoryStore::new()), id, 1).expect("an empty store");
         let recovered = Recovered { promised: floor, first_kept: Slot(1), ..Recovered::default() };
         let (configuration, machine) = (Configuration::default(), Machine::Data(group.reader()));
-        core.open(Hosted { group: id, configuration, recovered, applied: Slot(0), machine });
+        core.open(Hosted { group: id, configuration, recovered, applied: Slot(0), fenced: false, machine });
         core.flushed(Time(1), 1);
         let again = core.out.log.iter().filter(|(group, _)| *group == id);
         let again: Vec<&Record> = again.map(|(_, record)| record).collect();

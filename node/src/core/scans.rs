@@ -187,6 +187,8 @@ impl<S: Store> Core<S> {
                 });
                 self.read_done(now, group, *read, (header, term), result);
             }
+            // A piece of what is wrong goes nowhere.
+            (Some(Scan::Copy { from, mv, .. }), _) if self.is_fenced(from) => self.copy_ended(from, mv),
             (Some(Scan::Copy { from, node, to, shard, mv }), result) => {
                 self.copy_ended(from, mv);
                 match result {
@@ -250,12 +252,11 @@ impl<S: Store> Core<S> {
         result: Result<OpResult, ReadError>,
     ) {
         let waiter = Waiter::Gateway(read.token, read.request.id);
-        if let Some(term) = term {
-            let lead = self.groups.get(&id).and_then(|group| group.lead.as_ref());
-            if lead.is_none_or(|lead| lead.term != term) {
-                let hint = self.hint(id);
-                return self.answer(waiter, ReplyBody::NotLeader { hint });
-            }
+        let lead = self.groups.get(&id).and_then(|group| group.lead.as_ref());
+        let is_over = term.is_some_and(|term| lead.is_none_or(|lead| lead.term != term));
+        if is_over || self.is_fenced(id) {
+            let hint = self.hint(id);
+            return self.answer(waiter, ReplyBody::NotLeader { hint });
         }
         let body = match result {
             Ok(result) => ReplyBody::Done { revision: header, result },

@@ -280,7 +280,8 @@ mod tests {
         let configuration = Configuration { id: ConfigId(8), members, before: Vec::new() };
         let recovered = Recovered { promised: led, accepted: led, first_kept: Slot(1), ..Recovered::default() };
         let machine = Machine::<MemoryStore>::Master(Arc::new(MasterState::default()));
-        let hosted = Hosted { group: SHARDMASTER_GROUP, configuration, recovered, applied: Slot(0), machine };
+        let hosted =
+            Hosted { group: SHARDMASTER_GROUP, configuration, recovered, applied: Slot(0), fenced: false, machine };
         let mut core = Core::new(CoreConfig::among(&[1, 2, 3, 4]), vec![hosted], Time(0));
         assert_eq!(core.leader_of(SHARDMASTER_GROUP), Some(NodeId(3)));
         assert_eq!(core.hint(SHARDMASTER_GROUP), None, "it is not reached: callers would wait there in vain");

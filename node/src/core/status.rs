@@ -27,6 +27,10 @@ pub struct GroupStatus {
     pub first_kept: Slot,
     /// It cannot prove its log and waits for repair.
     pub suspect: bool,
+    /// Its state is another one than a majority's: it neither leads nor reads.
+    pub fenced: bool,
+    /// The members whose state differs from its own.
+    pub differing: Vec<NodeId>,
     /// Whether this node leads and serves.
     pub serves: bool,
     /// Whether it holds the lease.
@@ -93,6 +97,8 @@ impl<S: Store> Core<S> {
                 accepted: acceptor.accepted(),
                 first_kept: acceptor.log().first_kept(),
                 suspect: acceptor.suspect(),
+                fenced: group.fenced,
+                differing: self.differing(*id),
                 serves: group.lead.as_ref().is_some_and(|lead| lead.ready),
                 leased: self.has_lease(now, *id),
                 length: acceptor.log().length(),

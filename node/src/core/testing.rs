@@ -35,12 +35,17 @@ impl CoreConfig {
 impl Core<MemoryStore> {
     /// A round trip to a node, which says this of the shardmaster's group. Each says something new.
     pub(super) fn hear(&mut self, now: Time, from: NodeId, status: Status) {
+        self.hear_of(now, from, SHARDMASTER_GROUP, status);
+    }
+
+    /// The same of any group.
+    pub(super) fn hear_of(&mut self, now: Time, from: NodeId, group: GroupId, status: Status) {
         // The first exchange only tells boots.
         for version in [now.0.max(1), now.0 + 1] {
             let pings = self.beats.ping(now, Some(from));
             let ping = pings.into_iter().next();
             let Some((_, Heartbeat::Ping { sequence, .. })) = ping else { panic!("{from} is no peer") };
-            let changed = vec![(SHARDMASTER_GROUP, status)];
+            let changed = vec![(group, status)];
             let statuses = Statuses { boot: 1, base: 0, version, changed, known: (1, 0) };
             let pong = Heartbeat::Pong { sequence, ping_boot: 1, granted_micros: 0, statuses };
             self.input(now, Input::Message { from, message: NodeMessage::Paxos(Wire::Heartbeat(pong)) });
@@ -62,7 +67,7 @@ pub(super) fn empty_master() -> Hosted<MemoryStore> {
     let machine = Machine::Master(Arc::new(MasterState::default()));
     let recovered = Recovered { first_kept: Slot(1), ..Recovered::default() };
     let configuration = Configuration::default();
-    Hosted { group: SHARDMASTER_GROUP, configuration, recovered, applied: Slot(0), machine }
+    Hosted { group: SHARDMASTER_GROUP, configuration, recovered, applied: Slot(0), fenced: false, machine }
 }
 
 /// A replica of a data group that owns all keys as one shard, at this epoch.
@@ -75,5 +80,5 @@ pub(super) fn owner(id: GroupId, shard: ShardId, epoch: Epoch) -> (Hosted<Memory
     let (length, decided, entries) = (Slot(1), Slot(1), vec![bytes::Bytes::new()]);
     let recovered = Recovered { first_kept: Slot(1), length, decided, entries, ..Recovered::default() };
     let (configuration, machine) = (Configuration::default(), Machine::Data(group.reader()));
-    (Hosted { group: id, configuration, recovered, applied: Slot(1), machine }, group)
+    (Hosted { group: id, configuration, recovered, applied: Slot(1), fenced: false, machine }, group)
 }

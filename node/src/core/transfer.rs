@@ -175,11 +175,16 @@ impl<S: Store> Core<S> {
 
     /// The group's replica has ended.
     pub(super) fn end_transfers(&mut self, group: GroupId) {
+        self.end_sending(group);
+        self.transfers.receiving.remove(&group);
+        self.transfers.arrived.remove(&group);
+    }
+
+    /// Images of this node's replica are sent no further.
+    pub(super) fn end_sending(&mut self, group: GroupId) {
         let sending = self.transfers.sending.iter().filter(|(_, it)| it.group == group);
         let ended: Vec<u64> = sending.map(|(transfer, _)| *transfer).collect();
         ended.into_iter().for_each(|transfer| self.end_transfer(transfer));
-        self.transfers.receiving.remove(&group);
-        self.transfers.arrived.remove(&group);
     }
 
     fn end_transfer(&mut self, transfer: u64) {
@@ -256,6 +261,7 @@ impl<S: Store> Core<S> {
                         group.applied = group.applied.max(slot);
                     }
                     self.step(now, group, paxos::Input::Installed { slot, configuration });
+                    self.state_replaced(now, group);
                 }
                 let Some(current) = self.transfers.receiving.get_mut(&group).filter(|it| it.transfer == transfer)
                 else {
@@ -340,7 +346,7 @@ mod tests {
         };
         let applied = Slot(100);
         let configuration = paxos::Configuration::first(config.nodes.clone());
-        Core::new(config, vec![Hosted { group: GROUP, configuration, recovered, applied, machine }], now)
+        Core::new(config, vec![Hosted { group: GROUP, configuration, recovered, applied, fenced: false, machine }], now)
     }
 
     fn flush(core: &mut Core<MemoryStore>, now: Time) -> Slot {

@@ -12,6 +12,7 @@ use shardkv::command::Outcome;
 use shardkv::map::{NodeInfo, ShardMap};
 use shardkv::request::{Reply, Request};
 use shardkv::store::Store;
+use shardkv::types::Digest;
 use shardkv::{ReadError, Reader};
 use shardmaster::balance::Policy;
 use shardmaster::{MasterOutcome, MasterState};
@@ -179,6 +180,8 @@ pub struct Applied {
     pub bytes: usize,
     /// The shardmaster's state behind them, if it is that group.
     pub master: Option<Arc<MasterState>>,
+    /// What the state machine had come to on the way, to be compared with the other replicas.
+    pub digests: Vec<Digest>,
 }
 
 /// Entries to apply.
@@ -251,6 +254,8 @@ pub struct Hosted<S: Store> {
     pub recovered: Recovered,
     /// Its state machine's slot.
     pub applied: Slot,
+    /// Whether its state was found to be another one than the other replicas'.
+    pub fenced: bool,
     /// Its readable state.
     pub machine: Machine<S>,
 }

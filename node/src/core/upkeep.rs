@@ -28,6 +28,7 @@ impl<S: Store> Core<S> {
             self.ask_anew(now, id);
             self.follow_plan(now, id);
             self.prefer_another(now, id);
+            self.mend(now, id);
             let leads = self.groups.get(&id).is_some_and(|group| group.lead.is_some());
             if leads {
                 self.busy.insert(id);
@@ -74,7 +75,7 @@ impl<S: Store> Core<S> {
     fn ask_for_map(&mut self) {
         let follows = |group: &Group<S>| {
             let (replica, acceptor) = (&group.replica, group.replica.acceptor());
-            replica.configuration().contains(self.config.me) && acceptor.accepted() == replica.leader()
+            replica.configuration().contains(self.config.me) && acceptor.accepted() == replica.leader() && !group.fenced
         };
         if self.groups.get(&SHARDMASTER_GROUP).is_some_and(follows) && !self.is_outdated(SHARDMASTER_GROUP) {
             return;
@@ -135,7 +136,7 @@ impl<S: Store> Core<S> {
     fn may_lead(&self, now: Time, id: GroupId, node: NodeId) -> bool {
         node != self.config.me
             && self.beats.reaches(now, node)
-            && self.beats.status_of(node, id).is_some_and(|status| !status.reluctant)
+            && self.beats.status_of(node, id).is_some_and(|status| !status.reluctant && !status.barred)
     }
 
     /// Who had better lead a group that is led here. Every write needs the sequencer, so that is the

@@ -40,7 +40,9 @@ impl Job {
         match self {
             Job::Apply(job) => Some(job.group),
             Job::Snapshot(SnapshotJob::Read { group, .. } | SnapshotJob::Install { group, .. }) => Some(*group),
-            Job::Hosting(Hosting::Open { group, .. } | Hosting::Close { group }) => Some(*group),
+            Job::Hosting(Hosting::Open { group, .. } | Hosting::Close { group } | Hosting::Fence { group, .. }) => {
+                Some(*group)
+            }
             Job::Snapshot(SnapshotJob::Close { .. }) => None,
         }
     }
@@ -221,6 +223,7 @@ fn perform<S: Store>(
                     mailbox.wake();
                 }
             }
+            Job::Hosting(Hosting::Fence { group, slot }) => machines.fence(group, slot)?,
             Job::Hosting(Hosting::Close { group }) => {
                 machines.close(group)?;
                 mailbox.push(Input::Closed(group));

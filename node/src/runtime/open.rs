@@ -201,7 +201,8 @@ pub fn open(mut config: NodeConfig) -> Result<Opened, OpenError> {
         let first = config.groups.iter().find(|(id, _)| *id == group && recovered.promised.config == ConfigId(0));
         let first = first.map(|(_, replicas)| Configuration::first(replicas.clone()));
         let configuration = machines.configuration(group).or(first).unwrap_or_default();
-        hosted.push(Hosted { group, configuration, recovered, applied, machine });
+        let fenced = machines.is_fenced(group);
+        hosted.push(Hosted { group, configuration, recovered, applied, fenced, machine });
     }
     let mut core = Core::new(config.core.clone(), hosted, super::now());
     core.remember(ended);

@@ -57,13 +57,14 @@ pub fn message(message: &Message) -> String {
             format!("Prepare {}{handed}{}", ballot(*at), if *elected { " elected" } else { "" })
         }
         Message::Promise(promise) => format!(
-            "Promise {} accepted={} length={} decided={} first={}{}{}",
+            "Promise {} accepted={} length={} decided={} first={}{}{}{}",
             ballot(promise.ballot),
             ballot(promise.accepted),
             promise.length,
             promise.decided,
             promise.first_kept,
             if promise.suspect { " suspect" } else { "" },
+            if promise.barred { " barred" } else { "" },
             if promise.votes { "" } else { " without a vote" }
         ),
         Message::Fetch { ballot: at, start, end } => format!("Fetch {} {start}..={end}", ballot(*at)),

@@ -21,6 +21,8 @@ pub const REQUIRED: &[(&str, u64)] = &[
     ("crash.power", 50),
     ("crash.process", 20),
     ("crash.torn", 1),
+    ("digests.fenced", 1),
+    ("digests.spoiled", 10),
     ("disk.full", 1),
     ("disk.fsync_error", 5),
     ("disk.slow", 5),

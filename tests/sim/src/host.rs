@@ -98,6 +98,7 @@ impl World {
         }
         self.note_nodes(node);
         self.arm_core(node);
+        self.check_fences(node)?;
         self.check_leases(node)
     }
 

@@ -25,6 +25,7 @@ mod process;
 mod random;
 pub mod run;
 mod scripts;
+mod spoil;
 mod stream;
 mod trace;
 mod world;

@@ -191,7 +191,8 @@ impl World {
             let genesis = self.plan.hosted(node).find(|(id, _)| *id == group && recovered.promised.config.0 == 0);
             let genesis = genesis.map(|(_, members)| Configuration::first(members.clone()));
             let configuration = machines.configuration(group).or(genesis).unwrap_or_default();
-            replicas.push(Hosted { group, configuration, recovered, applied, machine });
+            let fenced = machines.is_fenced(group);
+            replicas.push(Hosted { group, configuration, recovered, applied, fenced, machine });
         }
         site.life += 1;
         let life = site.life;

@@ -108,6 +108,7 @@ impl Mutant {
             Mutant::Flaw(Flaw::AppliedBeforeData) => "applied-before-data",
             Mutant::Flaw(Flaw::TakeNewerEpoch) => "take-newer-epoch",
             Mutant::Flaw(Flaw::MoveWithoutIndex) => "move-without-index",
+            Mutant::Flaw(Flaw::DigestAnew) => "digest-anew",
             Mutant::Flaw(Flaw::FlushedAsOfItsEnd) => "flushed-as-of-its-end",
         }
     }
@@ -147,6 +148,7 @@ fn shown_by(flaw: Flaw) -> &'static [&'static str] {
         Flaw::AppliedBeforeData => &["states differ", "differ at the end", "violations", "panicked"],
         Flaw::TakeNewerEpoch => &["a stale owner"],
         Flaw::MoveWithoutIndex => &["the log of changes lacks", "was told that all"],
+        Flaw::DigestAnew => &["states differ"],
         Flaw::FlushedAsOfItsEnd => &["neither in the log nor applied"],
         Flaw::DiscardWhatIsCut => &["no convergence", "violations"],
     }

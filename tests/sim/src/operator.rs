@@ -132,6 +132,10 @@ impl World {
                 self.invariants.opened(node, group, floor)?;
                 self.coverage.hit("members.opened");
             }
+            Hosting::Fence { group, slot } => {
+                process.machines.fence(group, slot).map_err(failed)?;
+                return self.fenced(node, group);
+            }
             Hosting::Close { group } => {
                 process.machines.close(group).map_err(failed)?;
                 process.mailbox.push_back(Input::Closed(group));

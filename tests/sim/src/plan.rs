@@ -136,6 +136,8 @@ pub struct Plan {
     pub losses_micros_max: Option<u64>,
     /// A node that is silent for so long is replaced by itself; 0 for never.
     pub dead_after_micros: u64,
+    /// When a replica's state goes wrong, in some runs.
+    pub spoils_at_micros: Option<u64>,
 }
 
 fn shape(random: &mut Random) -> (Vec<NodeId>, Vec<(GroupId, Vec<NodeId>)>) {
@@ -212,9 +214,12 @@ impl Plan {
         let reading = &mut Random::new(seed, 8);
         let large = reading.chance(300);
         let dead_after_micros = if losing.chance(500) { losing.between(1_500_000, 10_000_000) } else { 0 };
+        let spoiling = &mut Random::new(seed, 9);
+        let spoils = !calm && options.mutant.is_none() && spoiling.chance(200);
         Plan {
             seed,
             options,
+            spoils_at_micros: spoils.then(|| spoiling.skewed(1_000_000, options.seconds * 1_000_000)),
             losses_micros_max: losses.then(|| losing.skewed(4_000_000, 30_000_000)),
             dead_after_micros,
             founders: nodes.clone(),

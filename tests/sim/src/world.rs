@@ -10,6 +10,7 @@ use crate::network::{Endpoint, Network};
 use crate::plan::{Fault, Plan};
 use crate::process::Site;
 use crate::random::Random;
+use crate::spoil::Spoils;
 use crate::stream::Followers;
 use crate::trace::Trace;
 use node::core::Input;
@@ -99,6 +100,8 @@ pub enum Event {
     Replace,
     /// A cut ends.
     Mend(Vec<(Endpoint, Endpoint)>),
+    /// A replica's state goes wrong.
+    Spoil,
     /// Followers look for changes.
     Follow,
     /// A disk has space again.
@@ -168,6 +171,8 @@ pub struct World {
     pub losses: Losses,
     /// Who follows the changes.
     pub followers: Followers,
+    /// Whose state went wrong.
+    pub spoils: Spoils,
 }
 
 impl World {
@@ -199,6 +204,7 @@ impl World {
             hosted: plan.groups.iter().map(|(group, _)| *group).collect(),
             losses: Losses::default(),
             followers: Followers::default(),
+            spoils: Spoils::new(plan.seed),
             plan,
         };
         world.begin();
@@ -236,6 +242,9 @@ impl World {
         }
         if plan.losses_micros_max.is_some() {
             self.schedule(4_000_000, Event::Loss);
+        }
+        if let Some(at) = plan.spoils_at_micros {
+            self.schedule(at, Event::Spoil);
         }
         self.schedule(1_000_000, Event::Follow);
         self.schedule(plan.options.seconds * 1_000_000, Event::Phase);
@@ -330,6 +339,10 @@ impl World {
                 Ok(())
             }
             Event::Follow => self.follow(),
+            Event::Spoil => {
+                self.spoil();
+                Ok(())
+            }
             Event::Mend(links) => {
                 links.into_iter().for_each(|(from, to)| self.network.mend(from, to));
                 Ok(())
