@@ -118,8 +118,20 @@ pub(crate) fn best_promise(promises: &BTreeMap<NodeId, Promise>) -> Option<(Node
     promises
         .iter()
         .filter(|(_, promise)| counts(promise))
-        .max_by_key(|(node, promise)| (promise.accepted, promise.length, **node))
+        .max_by_key(|(node, promise)| (promise.accepted, promise.length, !promise.barred, **node))
         .map(|(node, promise)| (*node, *promise))
+}
+
+/// Who can perhaps lead at once, where the candidate lacks what `best`, the best log, still holds: its promiser, or, if that
+/// one must not lead, another one that lacks nothing before.
+pub(crate) fn successor(promises: &BTreeMap<NodeId, Promise>, best: (NodeId, Promise)) -> Option<NodeId> {
+    let (best, log) = best;
+    if !log.barred {
+        return Some(best);
+    }
+    let may = |promise: &Promise| counts(promise) && !promise.barred && promise.decided.next() >= log.first_kept;
+    let others = promises.iter().filter(|(_, promise)| may(promise));
+    others.max_by_key(|(node, promise)| (promise.decided, **node)).map(|(node, _)| *node)
 }
 
 /// Whom to ask for the entries of `best`'s log from `start` to `end`, and up to where. That is `best` itself,

@@ -63,14 +63,21 @@ impl Replica {
     /// that it is in; where too few of that one's members know of it, the one before, to tell them.
     pub(crate) fn scope(&self, now: Time, heartbeats: &Heartbeats) -> (ConfigId, Vec<NodeId>) {
         let (me, group, current) = (self.config.me, self.config.group, &self.configuration);
+        let status = |node: &NodeId| heartbeats.status_of(*node, group);
         let knows = |node: &&NodeId| {
-            let status = heartbeats.status_of(**node, group);
-            **node == me
-                || (heartbeats.reaches(now, **node) && status.is_some_and(|it| it.config >= current.id && !it.barred))
+            let there = heartbeats.reaches(now, **node) && status(node).is_some_and(|it| it.config >= current.id);
+            **node == me || there
         };
-        let unled = self.acceptor.promised().config < current.id && self.election.leader().config < current.id;
+        let may_lead = |node: &NodeId| match *node == me {
+            true => !self.election.is_barred(),
+            false => !status(node).is_some_and(|it| it.barred),
+        };
+        let leader = self.election.leader();
+        let is_led = leader.config >= current.id && may_lead(&leader.node);
+        let unled = self.acceptor.promised().config < current.id && !is_led;
         let may_finish = unled && current.before.contains(&me);
-        if may_finish && current.members.iter().filter(knows).count() < current.quorum() {
+        let knowing: Vec<NodeId> = current.members.iter().filter(knows).copied().collect();
+        if may_finish && (knowing.len() < current.quorum() || !knowing.iter().any(may_lead)) {
             return (ConfigId(current.id.0 - 1), current.before.clone());
         }
         (current.id, current.members.clone())

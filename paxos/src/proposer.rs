@@ -3,7 +3,8 @@
 use crate::heartbeat::Heartbeats;
 use crate::interface::Outputs;
 use crate::leader::{
-    Confirm, Fetch, Leading, Peer, PeerPhase, best_promise, countable, quorum_of, quorum_watermark, source, sync_point,
+    Confirm, Fetch, Leading, Peer, PeerPhase, best_promise, countable, quorum_of, quorum_watermark, source, successor,
+    sync_point,
 };
 use crate::message::{Message, Promise};
 use crate::replica::{PIPELINE_SLOTS_MAX, Replica, Role};
@@ -142,9 +143,10 @@ impl Replica {
             // We lag behind what the best log still holds. An image of it may take minutes, and whoever
             // has it can perhaps lead at once. If not, because only we reach a quorum, asking for entries
             // that it lacks brings its image.
-            if !self.gave_way && !promise.barred {
+            let to = successor(&preparing.promises, (best, promise));
+            if let Some(to) = to.filter(|_| !self.gave_way) {
                 self.gave_way = true;
-                return self.abdicate(now, ballot, best, out);
+                return self.abdicate(now, ballot, to, out);
             }
         }
         let end = promise.length.max(cut);

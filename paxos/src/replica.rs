@@ -448,7 +448,8 @@ impl Replica {
             Role::Leading(leading) => {
                 let may_lead = |node: &NodeId| {
                     let status = heartbeats.status_of(*node, self.config.group);
-                    leading.voters.contains(node) && !status.is_some_and(|status| status.barred)
+                    let there = leading.voters.contains(node) && heartbeats.reaches(now, *node);
+                    there && !status.is_some_and(|status| status.barred)
                 };
                 let voters = leading.peers.iter().filter(|(node, _)| may_lead(node));
                 (leading.ballot, voters.max_by_key(|(_, peer)| peer.matched).map(|(node, _)| *node))

@@ -49,6 +49,11 @@ impl Replica {
     pub fn replicas(&self) -> &[NodeId] {
         &self.configuration.members
     }
+    /// The nodes that vote on the log as this replica has it: those of the configuration before, while the one that it is
+    /// in has not begun for it. None where it does not know.
+    pub fn voters(&self) -> &[NodeId] {
+        self.configuration.voters_of(self.acceptor.accepted().config).unwrap_or_default()
+    }
     /// The confirmation round that the next [`Input::Confirm`](crate::Input::Confirm) is answered by: reads that wait for
     /// it to be [`Replica::confirmed`] began before it.
     pub fn confirm_round(&self) -> u64 {

@@ -52,13 +52,13 @@ impl fmt::Display for ShardId {
     }
 }
 
-/// How often, in slots, a state machine notes its digest; all replicas at the same slots.
+/// How often, in slots, a data group notes its digest; all replicas at the same slots.
 pub const DIGEST_SLOTS: u64 = 64;
 
 /// What a state machine has come to with the entry in a slot: the same in all replicas, or one of them is wrong.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Digest {
-    /// A multiple of [`DIGEST_SLOTS`].
+    /// Where; in data groups a multiple of [`DIGEST_SLOTS`].
     pub slot: Slot,
     /// Of everything logical up to there.
     pub value: u64,

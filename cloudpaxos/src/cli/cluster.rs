@@ -95,7 +95,9 @@ fn wrong_states(answer: &StatusResponse, group: &Group) -> Option<String> {
     let reports = || group.replicas.iter().filter_map(|it| Some((it.node, it.report.as_ref()?)));
     let fenced = reports().filter(|(_, report)| report.state() == ReplicaState::Fenced).map(|(node, _)| node);
     let fenced: Vec<String> = fenced.map(|node| name_of(answer, node)).collect();
-    let differing: BTreeSet<u64> = reports().flat_map(|(_, report)| report.differing.iter().copied()).collect();
+    let differ = reports().filter(|(_, report)| !report.differing.is_empty());
+    let differing: BTreeSet<u64> =
+        differ.flat_map(|(node, report)| report.differing.iter().copied().chain(Some(node))).collect();
     match (&fenced[..], differing.is_empty()) {
         ([], true) => None,
         ([], false) => {
@@ -103,7 +105,8 @@ fn wrong_states(answer: &StatusResponse, group: &Group) -> Option<String> {
             Some(format!("group {}: the replicas on {} have come to different states", group.id, names.join(", ")))
         }
         _ => Some(format!(
-            "group {}: the state on {} is not what the others have come to, and is being replaced: check memory and disk there",
+            "group {}: the state on {} is not what the others have come to; it serves nothing until it gets the leader's: \
+             check memory and disk there",
             group.id,
             fenced.join(", ")
         )),
@@ -306,8 +309,8 @@ mod tests {
         assert_eq!(told(&[(leader, &[]), (follower, &[])]), None);
         let text = "group 3: the replicas on n1, n2 have come to different states";
         assert_eq!(told(&[(leader, &[2]), (follower, &[1])]).as_deref(), Some(text));
-        let text = "group 3: the state on n2 is not what the others have come to, and is being replaced: check memory and \
-                    disk there";
+        let text = "group 3: the state on n2 is not what the others have come to; it serves nothing until it gets the \
+                    leader's: check memory and disk there";
         assert_eq!(told(&[(leader, &[2]), (fenced, &[1, 3]), (follower, &[2])]).as_deref(), Some(text));
     }
 

@@ -86,9 +86,13 @@ fn groups_on(status: &StatusResponse, node: u64) -> Vec<u64> {
 async fn list(options: ClientOptions) -> Result<(), Failure> {
     let answer = status(&options.client()?).await?;
     let state = |node: &Node| {
-        let mut words = vec![if node.alive { "alive" } else { "silent" }];
-        words.extend(node.draining.then_some("draining"));
-        words.extend(node.no_space.then_some("disk full"));
+        let mut words = vec![match (node.alive, node.silent_seconds) {
+            (true, _) => "alive".to_owned(),
+            (false, 0) => "silent".to_owned(),
+            (false, seconds) => format!("silent for {}", humantime::format_duration(Duration::from_secs(seconds))),
+        }];
+        words.extend(node.draining.then(|| "draining".to_owned()));
+        words.extend(node.no_space.then(|| "disk full".to_owned()));
         words.join(", ")
     };
     match options.format() {
@@ -100,6 +104,7 @@ async fn list(options: ClientOptions) -> Result<(), Failure> {
                     "alive": node.alive,
                     "draining": node.draining,
                     "no_space": node.no_space,
+                    "silent_seconds": node.silent_seconds,
                     "zone": node.zone,
                     "peer_address": node.peer_address,
                     "client_address": node.client_address,

@@ -98,7 +98,7 @@ fn unready(status: &CoreStatus) -> Vec<String> {
     for group in &status.groups {
         let id = group.group;
         if group.fenced {
-            reasons.push(format!("{id}: its state is not what the others have, and is being replaced"));
+            reasons.push(format!("{id}: its state is not what the others have; it waits for the leader's"));
         } else if group.suspect {
             reasons.push(format!("{id}: a part of the log is lost and being repaired"));
         } else if group.leader.node.0 == 0 {

@@ -9,7 +9,7 @@ use gateway::{AnswerBody, Call, CallError};
 use node::core::{CoreStatus, GroupStatus, MoveStatus};
 use node::runtime::NodeHandle;
 use paxos::NodeId;
-use proto::admin::{self, MoveReport, MoveStage, NodeReport, ReplicaReport, ReplicaState};
+use proto::admin::{self, MoveReport, MoveStage, NodeReport, ReplicaReport, ReplicaState, SilentNode};
 use shardkv::map::{NodeInfo, ShardMap};
 use shardkv::moving::Position;
 use shardkv::request::OpError;
@@ -83,7 +83,9 @@ fn fill(report: NodeReport, status: &CoreStatus) -> NodeReport {
     let moves = status.moves.iter().map(move_report).collect();
     let loads = status.loads.iter().map(load_report).collect();
     let (replicas, balance) = (status.groups.iter().map(replica_report).collect(), status.balance.clone());
-    NodeReport { replicas, sequencer, moves, loads, balance, no_space: status.no_space, ..report }
+    let silent = |(node, micros): &(NodeId, u64)| SilentNode { node: node.0, seconds: micros / 1_000_000 };
+    let (silent, no_space) = (status.silent.iter().map(silent).collect(), status.no_space);
+    NodeReport { replicas, sequencer, moves, loads, balance, silent, no_space, ..report }
 }
 
 fn load_report(load: &ShardLoad) -> admin::ShardLoad {

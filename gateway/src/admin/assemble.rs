@@ -90,9 +90,16 @@ impl Answers {
                 no_space: report.no_space,
                 ..node
             },
-            Some(Err(error)) => Node { error: error.to_string(), ..node },
+            Some(Err(error)) => Node { error: error.to_string(), silent_seconds: self.silent_seconds(info.id), ..node },
             None => Node { error: "it was not asked".to_owned(), ..node },
         }
+    }
+
+    /// For how long the shardmaster's leader has not reached a node: it is the one that has dead nodes replaced.
+    fn silent_seconds(&self, node: NodeId) -> u64 {
+        let report = self.leader(SHARDMASTER_GROUP).and_then(|(leader, _)| self.reports.get(&leader)?.as_ref().ok());
+        let silent = report.and_then(|report| report.silent.iter().find(|silent| silent.node == node.0));
+        silent.map_or(0, |silent| silent.seconds)
     }
 
     /// The shardmaster's leader holds the sequencer.

@@ -2,7 +2,7 @@ use super::*;
 use bytes::Bytes;
 use paxos::NodeId;
 use proto::admin::admin_client::AdminClient;
-use proto::admin::{Ballot, ReplicaReport, ReplicaState, Sequencer};
+use proto::admin::{Ballot, ReplicaReport, ReplicaState, Sequencer, SilentNode};
 use proto::dial::PlainText;
 use shardkv::map::{GroupInfo, SHARDMASTER_GROUP};
 use shardkv::types::{Bounds, Epoch, MoveId, ShardId};
@@ -78,9 +78,10 @@ fn partitioned() -> Answers {
         replica(SHARDMASTER_GROUP, Leader, ballot(2, 2), 12, 11),
         replica(DATA_GROUP, Follower, ballot(4, 1), 90, 90),
     ];
+    let silent = |seconds| vec![SilentNode { node: 3, seconds }];
     answers(vec![
-        (1, Ok(NodeReport { sequencer: sequencer(1000), ..report(1, old) })),
-        (2, Ok(NodeReport { sequencer: sequencer(1500), ..report(2, new) })),
+        (1, Ok(NodeReport { sequencer: sequencer(1000), silent: silent(5), ..report(1, old) })),
+        (2, Ok(NodeReport { sequencer: sequencer(1500), silent: silent(42), ..report(2, new) })),
         (3, Err(AdminError::NoReport("connection refused".to_owned()))),
     ])
 }
@@ -108,7 +109,7 @@ fn a_silent_node_is_part_of_the_answer() {
     let status = assemble(partitioned());
     let alive: Vec<_> = status.nodes.iter().map(|node| (node.id, node.alive, node.boot)).collect();
     assert_eq!(alive, [(1, true, 2), (2, true, 3), (3, false, 0)]);
-    assert_eq!(status.nodes[2].error, "connection refused");
+    assert_eq!((&status.nodes[2].error[..], status.nodes[2].silent_seconds), ("connection refused", 42));
     assert_eq!((status.cluster_id, status.known_revision, status.compacted_revision), (CLUSTER, 99, 5));
 }
 

@@ -167,7 +167,7 @@ impl<S: Store> Core<S> {
         let replica = Replica::new(config, recovered, applied);
         if let Machine::Master(state) = &machine {
             // One that is opened while the node runs is empty: what the node knows already is newer.
-            if state.map.version >= self.map.version {
+            if state.map.version >= self.map.version && !fenced {
                 self.map = Arc::new(state.map.clone());
             }
         }
@@ -189,7 +189,7 @@ impl<S: Store> Core<S> {
         self.groups.insert(group, state);
         self.publish(group);
         if fenced {
-            tracing::error!(%group, "the state of this node's replica is not what a majority has: it stays fenced");
+            tracing::error!(%group, "the state of this node's replica was not what a majority had: it stays fenced");
             self.fence(self.now, group);
         }
     }
@@ -201,8 +201,9 @@ impl<S: Store> Core<S> {
             Input::Message { from, message } => self.message(now, from, message),
             Input::Request { token, request } => self.request(now, token, request),
             Input::Durable { ticket, segment } => {
-                self.durable(now, ticket);
+                // In this order: a segment that the rewritten states themselves have filled is no reason to write them again.
                 self.segment_reached(segment);
+                self.durable(now, ticket);
             }
             Input::Applied(applied) => self.applied(now, applied),
             Input::Scanned { number, result } => self.scanned(now, number, result),

@@ -72,6 +72,8 @@ pub struct CoreStatus {
     pub map: Arc<ShardMap>,
     /// The other nodes, and whether a round trip succeeded lately.
     pub reaches: Vec<(NodeId, bool)>,
+    /// The nodes that this one does not reach, and for how many microseconds.
+    pub silent: Vec<(NodeId, u64)>,
     /// The disk has no room, for the log or for the store: writes are refused.
     pub no_space: bool,
     /// Reads of ranges under way.
@@ -127,6 +129,7 @@ impl<S: Store> Core<S> {
             known: self.known,
             map: self.map.clone(),
             reaches: others.map(|node| (*node, self.beats.reaches(now, *node))).collect(),
+            silent: self.comings.unreached.iter().map(|(node, since)| (*node, now.since(*since))).collect(),
             no_space: self.no_space,
             scans: self.scans.len(),
             moves: self.moves_here(now),

@@ -128,6 +128,10 @@ impl Transfers {
 impl<S: Store> Core<S> {
     /// A peer lacks more than the log holds. One transfer per group and peer.
     pub(super) fn start_transfer(&mut self, now: Time, group: GroupId, to: NodeId) {
+        if self.is_disputed(now, group) {
+            // What may be wrong must not be copied, or it gets a majority.
+            return;
+        }
         let transfers = &mut self.transfers;
         if transfers.sending.values().any(|sending| sending.group == group && sending.to == to) {
             return;
@@ -143,6 +147,9 @@ impl<S: Store> Core<S> {
 
     pub(super) fn snapshot_message(&mut self, now: Time, from: NodeId, message: NodeMessage) {
         match message {
+            NodeMessage::SnapshotPiece { group, transfer, slot, .. } if self.has_applied_more(group, slot) => {
+                self.out.send.push((from, NodeMessage::SnapshotRefused { group, transfer }));
+            }
             NodeMessage::SnapshotPiece { group, transfer, sequence, piece, last, .. } => {
                 self.piece_arrived(now, from, group, transfer, sequence, piece, last);
             }
@@ -164,13 +171,19 @@ impl<S: Store> Core<S> {
                 let (group, sequence) = (sending.group, sending.sequence);
                 self.out.snapshots.push(SnapshotJob::Read { group, transfer, sequence });
             }
-            NodeMessage::SnapshotRefused { transfer, .. }
+            NodeMessage::SnapshotRefused { group, transfer }
                 if self.transfers.sending.get(&transfer).is_some_and(|sending| sending.to == from) =>
             {
                 self.end_transfer(transfer);
+                self.mend_again(now, group, from);
             }
             _ => {}
         }
+    }
+
+    /// Whether an image is older than what this replica has.
+    fn has_applied_more(&self, group: GroupId, slot: Slot) -> bool {
+        self.groups.get(&group).is_some_and(|group| slot < group.applied)
     }
 
     /// The group's replica has ended.
@@ -306,7 +319,7 @@ impl<S: Store> Core<S> {
         }
     }
 
-    /// A shardmaster's state was replaced by an image.
+    /// A group's state was replaced by an image.
     pub fn replace_machine(&mut self, group: GroupId, machine: Machine<S>) {
         if let Machine::Master(state) = &machine {
             self.learn_map(std::sync::Arc::new(state.map.clone()));

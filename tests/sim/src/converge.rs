@@ -79,6 +79,7 @@ impl World {
             let seconds = CONVERGE_MICROS_MAX / 1_000_000;
             return Err(format!("no convergence {seconds} s after everything was mended: {why}{}", groups.concat()));
         }
+        self.settle_disputes();
         self.schedule(LOOK_MICROS, world::Event::Phase);
         Ok(())
     }
@@ -136,7 +137,8 @@ impl World {
                 if process.core.replica(*group).is_some_and(|replica| replica.acceptor().suspect()) {
                     return Some(format!("{node} still waits for the repair of {group}"));
                 }
-                if process.machines.is_fenced(*group) {
+                // The state machine and the core must be of one mind, too.
+                if process.machines.is_fenced(*group) || process.core.is_fenced(*group) {
                     return Some(format!("{node} still waits for another state of {group}"));
                 }
             }

@@ -239,6 +239,10 @@ impl Plan {
                 move_bytes_per_second: 1 << moving.between(17, 25),
                 kept_bytes_max: 1 << random.between(8, 15),
                 kept_behind_image_bytes_max: 1 << random.between(10, 18),
+                apply_lag_bytes_max: match spoils {
+                    true => usize::try_from(spoiling.skewed(1 << 12, 64 << 20)).unwrap_or(64 << 20),
+                    false => Limits::default().apply_lag_bytes_max,
+                },
                 ..Limits::default()
             },
             sessions: match random.chance(400) {

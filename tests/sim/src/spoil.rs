@@ -3,11 +3,13 @@
 //! What clients see must stay right, so that all checkers hold: only what is digested of one entry changes, and with it
 //! everything that is digested later. The other replicas must find out, and do without this one.
 
+use crate::process::Site;
 use crate::random::Random;
 use crate::world::{Phase, World};
 use node::core::{Applied, ApplyJob};
 use paxos::flaw::{self, Flaw};
 use paxos::{GroupId, NodeId};
+use shardkv::request::RequestBody;
 use std::collections::BTreeSet;
 
 /// Which states went wrong.
@@ -39,7 +41,7 @@ impl World {
             return;
         }
         let groups = self.groups();
-        let Some(group) = self.spoils.random.pick(groups.get(1..).unwrap_or_default()).copied() else { return };
+        let Some(group) = self.spoils.random.pick(&groups).copied() else { return };
         let members = self.newest_configuration(group).members;
         let Some(node) = self.spoils.random.pick(&members).copied() else { return };
         self.trace.line(self.now, format_args!("the state of {group} goes wrong on {node}"));
@@ -68,6 +70,22 @@ impl World {
         }
         self.coverage.hit("digests.fenced");
         Ok(())
+    }
+
+    /// Where replicas have come to different states, and no majority says which are right, an operator decides: the
+    /// leader's is to be the only one.
+    pub(crate) fn settle_disputes(&mut self) {
+        for group in self.spoils.groups.clone() {
+            let leads = |(node, site): (&NodeId, &Site)| {
+                let (now, process) = (site.clock.read(self.now), site.process.as_ref()?);
+                let leads = process.core.replica(group)?.leading().is_some();
+                (leads && process.core.is_disputed(now, group)).then_some(*node)
+            };
+            let Some(leader) = self.sites.iter().find_map(leads) else { continue };
+            self.coverage.hit("digests.settled");
+            self.trace.line(self.now, format_args!("operator wants {leader} alone in {group}"));
+            self.ask_shardmaster(&RequestBody::ChangeMembers { group, members: vec![leader] });
+        }
     }
 
     /// Whoever is fenced does not lead.
