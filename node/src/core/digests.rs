@@ -1,12 +1,11 @@
 //! Replicas compare what their state machines have come to (design §6).
 //!
-//! Every [`shardkv::types::DIGEST_SLOTS`] slots (the shardmaster at each) a replica tells the group's members
-//! the digest of its state. The log is the same everywhere, and applying it is a function: where digests of a slot differ, a
-//! state is wrong, by a bug, or because something changed what was stored. Whoever differs from a majority
-//! of the members is *fenced*, also after a restart: its log is sound, so it votes; but it does not lead,
-//! reads nothing for anybody, sends no images, and applies nothing, until the leader's image has taken the
-//! place of its state. Where there is no majority, nobody is fenced, it is said, and no images are sent: a
-//! copy of what is wrong would count like any other.
+//! Every [`shardkv::types::DIGEST_SLOTS`] slots (the shardmaster at each) a replica tells the group's members the digest of its
+//! state. The log is the same everywhere, and applying it is a function: where digests of a slot differ, a state is wrong, by a
+//! bug, or because something changed what was stored. Whoever differs from a majority of the members is *fenced*, also after
+//! a restart: its log is sound, so it votes; but it does not lead, reads nothing for anybody, sends no images, and applies
+//! nothing, until the leader's image has taken the place of its state. Where there is no majority, nobody is fenced, it is
+//! said, and no images are sent: a copy of what is wrong would count like any other.
 //!
 //! A digest is told once. If it gets lost the next one shows the same, for it is of everything before.
 
@@ -106,7 +105,7 @@ impl<S: Store> Core<S> {
             keep(&mut group.digests.own, digest);
             let others = group.replica.voters().iter().filter(|node| **node != me);
             self.out.send.extend(others.map(|node| (*node, NodeMessage::Digest { group: id, digest })));
-            self.compare(now, id, digest.slot);
+            self.compare(now, id);
         }
     }
 
@@ -118,13 +117,14 @@ impl<S: Store> Core<S> {
         let barred = self.beats.status_of(from, id).is_some_and(|status| status.barred);
         if from != self.config.me && members.contains(&from) && !barred {
             keep(digests.others.entry(from).or_default(), digest);
-            self.compare(now, id, digest.slot);
+            self.compare(now, id);
         }
     }
 
-    fn compare(&mut self, now: Time, id: GroupId, slot: Slot) {
+    fn compare(&mut self, now: Time, id: GroupId) {
         let Some(group) = self.groups.get_mut(&id).filter(|group| !group.fenced) else { return };
-        let (members, own) = (group.replica.voters(), group.digests.own.get(&slot));
+        let Some((slot, own)) = group.digests.own.last_key_value().map(|(slot, own)| (*slot, *own)) else { return };
+        let members = group.replica.voters();
         let (verdict, differing) = (group.digests.judge(self.config.me, members), group.digests.differing(members));
         let news = group.digests.said != differing;
         match verdict {
@@ -133,13 +133,13 @@ impl<S: Store> Core<S> {
                 tracing::error!(group = %id, %slot, ?differing, "their state of this group is not what a majority has");
             }
             Verdict::Disputed if news => tracing::error!(
-                group = %id, %slot, ?own, others = ?group.digests.others,
+                group = %id, %slot, own, others = ?group.digests.others,
                 "the states of this group's replicas differ, and no majority says which are right"
             ),
             Verdict::Right | Verdict::Disputed => {}
             Verdict::Odd => {
                 tracing::error!(
-                    group = %id, %slot, ?own, others = ?group.digests.others,
+                    group = %id, %slot, own, others = ?group.digests.others,
                     "the state of this node's replica is not what a majority has: it serves no more until the \
                      leader's image has taken its place; check this machine's memory and disk"
                 );

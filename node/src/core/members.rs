@@ -47,7 +47,7 @@ pub enum Hosting {
     Fence {
         /// The group.
         group: GroupId,
-        /// Where the states differ.
+        /// What it had come to then; an image of this slot or a later one is not it.
         slot: Slot,
     },
     /// Delete the state of a replica that has ended, and report [`super::Input::Closed`].
