@@ -311,6 +311,16 @@ impl Heartbeats {
         self.peers.get(&node)?.view.get(&group).copied()
     }
 
+    /// Whether a peer said last that it must not lead a group.
+    pub fn is_barred(&self, node: NodeId, group: GroupId) -> bool {
+        self.status_of(node, group).is_some_and(|status| status.barred)
+    }
+
+    /// Whether a peer is there, and said nothing against leading a group.
+    pub fn may_lead(&self, now: Time, node: NodeId, group: GroupId) -> bool {
+        self.reaches(now, node) && !self.is_barred(node, group)
+    }
+
     /// The statuses of the other replicas that are reachable.
     pub fn reached(&self, now: Time, group: GroupId, replicas: &[NodeId]) -> Vec<Status> {
         replicas

@@ -63,14 +63,14 @@ impl Replica {
     /// that it is in; where too few of that one's members know of it, the one before, to tell them.
     pub(crate) fn scope(&self, now: Time, heartbeats: &Heartbeats) -> (ConfigId, Vec<NodeId>) {
         let (me, group, current) = (self.config.me, self.config.group, &self.configuration);
-        let status = |node: &NodeId| heartbeats.status_of(*node, group);
         let knows = |node: &&NodeId| {
-            let there = heartbeats.reaches(now, **node) && status(node).is_some_and(|it| it.config >= current.id);
+            let status = heartbeats.status_of(**node, group);
+            let there = heartbeats.reaches(now, **node) && status.is_some_and(|it| it.config >= current.id);
             **node == me || there
         };
         let may_lead = |node: &NodeId| match *node == me {
             true => !self.election.is_barred(),
-            false => !status(node).is_some_and(|it| it.barred),
+            false => !heartbeats.is_barred(*node, group),
         };
         let leader = self.election.leader();
         let is_led = leader.config >= current.id && may_lead(&leader.node);
@@ -132,10 +132,7 @@ impl Replica {
             self.begin_phase_1(now, heartbeats, out);
             return;
         }
-        let may_lead = |node: &NodeId| {
-            let status = heartbeats.status_of(*node, self.config.group);
-            knows(node) && heartbeats.reaches(now, *node) && !status.is_some_and(|status| status.barred)
-        };
+        let may_lead = |node: &NodeId| knows(node) && heartbeats.may_lead(now, *node, self.config.group);
         let Some(to) = next.members.iter().copied().find(may_lead) else { return };
         self.send_now(out, to, Message::Decide { ballot, decided, answer: false });
         self.abdicate(now, ballot, to, out);

@@ -446,11 +446,8 @@ impl Replica {
             Role::Follower => return,
             Role::Preparing(preparing) => (preparing.ballot, None),
             Role::Leading(leading) => {
-                let may_lead = |node: &NodeId| {
-                    let status = heartbeats.status_of(*node, self.config.group);
-                    let there = leading.voters.contains(node) && heartbeats.reaches(now, *node);
-                    there && !status.is_some_and(|status| status.barred)
-                };
+                let may_lead =
+                    |node: &NodeId| leading.voters.contains(node) && heartbeats.may_lead(now, *node, self.config.group);
                 let voters = leading.peers.iter().filter(|(node, _)| may_lead(node));
                 (leading.ballot, voters.max_by_key(|(_, peer)| peer.matched).map(|(node, _)| *node))
             }

@@ -40,16 +40,16 @@ pub(super) struct Digests {
     said: Vec<NodeId>,
 }
 
-/// How the digests of one slot compare.
+/// What a replica makes of the digests that the members told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     /// Nothing differs, as far as is known.
     Alike,
-    /// Some differ, and a majority has the same as this replica.
+    /// Some differ, and a majority agrees with this replica.
     Right,
     /// Some differ, and no majority says which are right.
     Disputed,
-    /// A majority differs from this replica's.
+    /// A majority agrees with one another, and differs from this replica.
     Odd,
 }
 
@@ -114,8 +114,7 @@ impl<S: Store> Core<S> {
         let Some(group) = self.groups.get_mut(&id) else { return };
         let (members, digests) = (group.replica.voters(), &mut group.digests);
         digests.others.retain(|node, _| members.contains(node));
-        let barred = self.beats.status_of(from, id).is_some_and(|status| status.barred);
-        if from != self.config.me && members.contains(&from) && !barred {
+        if from != self.config.me && members.contains(&from) && !self.beats.is_barred(from, id) {
             keep(digests.others.entry(from).or_default(), digest);
             self.compare(now, id);
         }
@@ -179,7 +178,7 @@ impl<S: Store> Core<S> {
     pub(super) fn mend(&mut self, now: Time, id: GroupId) {
         let Some(group) = self.groups.get_mut(&id) else { return };
         let beats = &self.beats;
-        let barred = |node: &NodeId| beats.status_of(*node, id).is_some_and(|status| status.barred);
+        let barred = |node: &NodeId| beats.is_barred(*node, id);
         group.digests.others.retain(|node, _| !barred(node));
         group.mended.retain(|_, begun| now.since(*begun) < MEND_MICROS);
         let mended = |node: &NodeId| group.mended.contains_key(node);

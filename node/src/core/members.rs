@@ -218,8 +218,7 @@ impl<S: Store> Core<S> {
         let close = |node: &NodeId| {
             let near = matched.get(node).copied().flatten().is_some_and(|slot| slot.0 + CLOSE_SLOTS >= length.0);
             // One that must not lead is none to rely on.
-            let barred = beats.status_of(*node, id).is_some_and(|status| status.barred);
-            *node == me || (near && beats.reaches(now, *node) && !barred)
+            *node == me || (near && beats.may_lead(now, *node, id))
         };
         // One that stays may be away for a while; but the next configuration must be able to begin.
         let ready = wanted.iter().filter(|node| close(node)).count() >= quorum_of(wanted.len());

@@ -88,10 +88,28 @@ impl<S: Store> Core<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::{CoreConfig, Hosted, Machine};
+    use crate::core::testing::empty_master;
+    use crate::core::{CoreConfig, Hosted, Input, Machine};
     use paxos::{ConfigId, Configuration, Recovered};
     use shardkv::{DataGroup, MemoryStore};
     use std::sync::Arc;
+
+    /// They may fill one: whoever wrote them again for that would never be done.
+    #[test]
+    fn states_that_filled_a_segment_are_not_written_again_for_it() {
+        let mut core: Core<MemoryStore> = Core::new(CoreConfig::among(&[1, 2, 3]), vec![empty_master()], Time(0));
+        let durable = |core: &mut Core<MemoryStore>, ticket, segment| {
+            core.input(Time(1), Input::Durable { ticket, segment });
+            core.turn(Time(1))
+        };
+        durable(&mut core, 0, 1);
+        assert_eq!(durable(&mut core, 0, 2).flush, Some(1));
+        core.input(Time(1), Input::Flushed(1));
+        let states = core.turn(Time(1)).ticket;
+        let out = durable(&mut core, states, 3);
+        assert_eq!((out.release, out.flush), (Some(1), None));
+        assert_eq!(durable(&mut core, states + 1, 4).flush, Some(2), "others did");
+    }
 
     /// Between the capture of what is applied and the end of the flush a replica is opened. Its first records lie in
     /// segments that are about to go: a promise must not go with them.

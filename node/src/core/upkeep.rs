@@ -135,8 +135,8 @@ impl<S: Store> Core<S> {
     /// Whether this node could hand the lead of a group to another.
     fn may_lead(&self, now: Time, id: GroupId, node: NodeId) -> bool {
         node != self.config.me
-            && self.beats.reaches(now, node)
-            && self.beats.status_of(node, id).is_some_and(|status| !status.reluctant && !status.barred)
+            && self.beats.may_lead(now, node, id)
+            && self.beats.status_of(node, id).is_some_and(|status| !status.reluctant)
     }
 
     /// Who had better lead a group that is led here. Every write needs the sequencer, so that is the

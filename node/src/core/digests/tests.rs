@@ -142,6 +142,16 @@ fn the_odd_one_out_neither_reads_nor_leads_until_an_image_takes_its_place() {
     assert_eq!(core.differing(ID), []);
 }
 
+/// An image from the slot that a fence names lifts it: not from the one where the difference showed.
+#[test]
+fn a_fence_names_what_the_replica_has_come_to_however_old_the_difference() {
+    let (mut core, _group) = core();
+    [64, 128].iter().for_each(|slot| applied(&mut core, 1, digest(*slot, 7)));
+    told(&mut core, 2, 2, digest(64, 8));
+    told(&mut core, 2, 3, digest(64, 8));
+    assert_eq!(core.turn(Time(2)).hosting, [Hosting::Fence { group: ID, slot: Slot(128) }]);
+}
+
 #[test]
 fn a_fenced_replica_is_fenced_after_a_restart() {
     let (mut hosted, _group) = owner(ID, ShardId(1), Epoch(1));
