@@ -185,7 +185,11 @@ impl World {
             if given_up == Some(steps) {
                 self.groups[from].one(Command::Stay { shard, mv });
                 self.groups[to].one(Command::Discard { shard, mv });
+                // From a leader that has not heard of it.
                 assert_eq!(self.groups[from].one(Command::Depart { shard, epoch, mv }), Outcome::WrongShard);
+                let revision = self.stamp();
+                assert_eq!(self.groups[from].one(Command::Freeze { revision, shard, mv }), Outcome::WrongShard);
+                self.some_writes();
                 return self.compare();
             }
             steps += 1;

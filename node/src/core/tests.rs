@@ -6,11 +6,12 @@ use super::testing::{empty_master, owner};
 use super::{Core, CoreConfig, Input};
 use crate::wire::NodeMessage;
 use paxos::election::Status;
-use paxos::{Ballot, ConfigId, Configuration, GroupId, NodeId, Slot, Time};
-use shardkv::MemoryStore;
-use shardkv::map::{GroupInfo, NodeInfo, SHARDMASTER_GROUP, ShardMap};
+use paxos::{Ballot, ConfigId, Configuration, GroupId, NodeId, Slot, StateMachine, Time};
+use shardkv::command::{Batch, Command};
+use shardkv::map::{GroupInfo, NodeInfo, SHARDMASTER_GROUP, ShardInfo, ShardMap};
 use shardkv::request::{OpError, ReplyBody, Request, RequestBody};
-use shardkv::types::{Epoch, MoveId, Revision, ShardId};
+use shardkv::types::{Bounds, Epoch, MoveId, Revision, ShardId};
+use shardkv::{MemoryStore, codec};
 use shardmaster::MasterCommand;
 use std::sync::Arc;
 
@@ -122,4 +123,32 @@ fn an_old_map_opens_no_replica_that_has_ended() {
     assert!(!opens(map(5, &[1, 2, 3], &[])), "it had a vote there, and has nothing any more");
     assert!(opens(map(5, &[2, 3], &[1, 2, 3])), "it had none, and is to get one");
     assert!(opens(map(6, &[1, 2, 3], &[])), "it is a member, and learns");
+}
+
+/// A move may be called off before its departure or its freeze is in the log of the group that has the shard, and both may
+/// come afterwards, from a leader with an old map: whoever leads next undoes them, for as long as the move is over.
+#[test]
+fn a_move_that_was_called_off_holds_no_shard_however_late_it_comes() {
+    let (id, shard, mv, epoch) = (GroupId(2), ShardId(1), MoveId(5), Epoch(1));
+    let (hosted, mut group) = owner(id, shard, epoch);
+    let mut core = Core::new(CoreConfig::among(&[1]), vec![hosted], Time(0));
+    core.leads(id);
+    let owned = ShardInfo { id: shard, bounds: Bounds::default(), group: id, epoch, by: MoveId(0) };
+    core.map = Arc::new(ShardMap { version: 1, last_move: mv, shards: vec![owned], ..ShardMap::default() });
+    let mut undone = |core: &mut Core<MemoryStore>, slot: u64, late: Vec<Command>| {
+        let applied = group.apply(&[(Slot(slot), codec::encode(&Batch { commands: late }))]).expect("a sound batch");
+        let lead = core.ready_lead(id).expect("it leads");
+        lead.done = lead.arrived;
+        core.carry_moves(Time(slot), id);
+        let queued = core.ready_lead(id).expect("it leads").inbox.drain(..).map(|it| it.command);
+        (applied.len(), queued.collect::<Vec<_>>())
+    };
+    assert_eq!(undone(&mut core, 2, Vec::new()).1, []);
+    let depart = Command::Depart { shard, epoch, mv };
+    let stay = vec![Command::Stay { shard, mv }];
+    assert_eq!(undone(&mut core, 3, vec![depart.clone()]).1, stay, "it departs for nothing");
+    let freeze = Command::Freeze { revision: Revision(9), shard, mv };
+    assert_eq!(undone(&mut core, 4, vec![freeze]).1, stay, "and is frozen");
+    assert_eq!(undone(&mut core, 5, stay).1, []);
+    assert_eq!(undone(&mut core, 6, vec![depart]).1, [], "refused: it has stayed");
 }

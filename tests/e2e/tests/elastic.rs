@@ -6,7 +6,7 @@ use e2e::append::Appenders;
 use e2e::client::channel;
 use e2e::cluster::{Cluster, Start, free_ports};
 use e2e::mover::{await_rest, keep_moving};
-use e2e::operator::{await_node, run, start};
+use e2e::operator::{await_answer, await_node, members, run, start};
 use e2e::process::Process;
 use e2e::system::{Layout, System};
 use proto::admin::admin_client::AdminClient;
@@ -22,27 +22,6 @@ const MOVING: Duration = Duration::from_secs(3);
 /// How long an append and its reading may be held up at most, an election included.
 const STALL_MAX: Duration = Duration::from_secs(5);
 const N1: usize = 0;
-
-/// Asks again until the answer is right.
-async fn await_answer(words: &[&str], what: &str, right: impl Fn(&serde_json::Value) -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(90);
-    loop {
-        let said = tokio::task::block_in_place(|| run(words));
-        let told = said.as_deref().map(|said| serde_json::from_str(said).unwrap_or_default());
-        if told.as_ref().is_ok_and(&right) {
-            return;
-        }
-        assert!(Instant::now() < deadline, "{what}: {said:?}");
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-}
-
-/// The members of each group, by their numbers.
-fn members(listed: &serde_json::Value) -> Vec<Vec<u64>> {
-    let groups = listed["groups"].as_array().cloned().unwrap_or_default();
-    let numbers = |group: &serde_json::Value| group["members"].as_array().cloned().unwrap_or_default();
-    groups.iter().map(|group| numbers(group).iter().filter_map(serde_json::Value::as_u64).collect()).collect()
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_group_is_emptied_and_killed_and_a_lost_node_is_replaced_while_shards_move() {

@@ -3,7 +3,7 @@
 
 use e2e::append::Appenders;
 use e2e::cluster::{Cluster, free_ports};
-use e2e::operator::{await_node, joining, run, start};
+use e2e::operator::{await_node, await_value, run, start, start_with};
 use e2e::process::Process;
 use e2e::system::{Layout, System};
 use std::time::{Duration, Instant};
@@ -180,23 +180,8 @@ async fn nodes_that_formed_the_cluster_may_all_go() {
         await_value(&format!("127.0.0.1:{client}"), "kept", "all along").await;
     }
 
-    let binary = System::Cloudpaxos.binary().expect("the binary is built");
-    let mut words = joining(&cluster, "n7", &data("n7"), at(3));
-    words.extend(["--known-nodes".into(), format!("127.0.0.1:{}", ports[1]).into()]);
-    let _n7 = Process::start("n7", &binary, &words, &data("n7.log")).expect("it starts");
+    let known = ["--known-nodes", &format!("127.0.0.1:{}", ports[1])];
+    let _n7 = start_with(&cluster, "n7", &data("n7"), at(3), &known);
     await_node(&address, "n7").await;
     await_value(&format!("127.0.0.1:{}", ports[6]), "kept", "all along").await;
-}
-
-/// Waits until a value is read by way of one node.
-async fn await_value(address: &str, key: &str, value: &str) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    loop {
-        let said = run(&["kv", "get", key, "--endpoints", address]);
-        if said.as_ref().is_ok_and(|said| said.contains(value)) {
-            return;
-        }
-        assert!(Instant::now() < deadline, "{address} does not answer: {said:?}");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
 }
