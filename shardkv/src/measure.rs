@@ -49,16 +49,19 @@ impl<S: Store> Reader<S> {
             if stop() {
                 return Err(ReadError::Stopped);
             }
-            let (bytes, keys) = (self.bytes_in(info, &info.bounds), self.keys_in(info)?);
+            let (keys, seen_bytes) = self.keys_in(info)?;
+            // Storage does not count what it has not written to files yet.
+            let bytes = self.bytes_in(info, &info.bounds).max(seen_bytes);
             Ok(Measured { shard: info.id, epoch: info.epoch, bytes, keys })
         });
         measured.collect()
     }
 
-    /// About how many keys a shard holds: the first ones are counted, and the others taken for as large.
-    fn keys_in(&self, shard: &OwnedShard) -> Result<u64, ReadError> {
+    /// About how many keys a shard holds: the first ones are counted, and the others taken for as large. And how many bytes
+    /// the counted ones take.
+    fn keys_in(&self, shard: &OwnedShard) -> Result<(u64, u64), ReadError> {
         // Rows are looked at, not live keys: a queue may begin with any number of deletions.
-        let (mut counted, mut looked_at, mut last) = (0, 0, None);
+        let (mut counted, mut looked_at, mut seen_bytes, mut last) = (0, 0, 0, None);
         for (part, space) in shard.parts() {
             let space = self.shared.keys.space(space);
             self.shared.store.scan(&space.latest_range(&part.keys()), &mut |row_key, row| {
@@ -67,6 +70,7 @@ impl<S: Store> Reader<S> {
                     return Ok(ControlFlow::Break(()));
                 }
                 looked_at += 1;
+                seen_bytes += (row_key.len() + row.len()) as u64;
                 counted += u64::from(!Head::parse(row)?.tombstone);
                 Ok(ControlFlow::Continue(()))
             })?;
@@ -74,10 +78,10 @@ impl<S: Store> Reader<S> {
                 break;
             }
         }
-        let Some(last) = last else { return Ok(counted) };
+        let Some(last) = last else { return Ok((counted, seen_bytes)) };
         let before = self.latest_bytes(shard, &Bounds { start: shard.bounds.start.clone(), end: Some(last) });
         let all = self.latest_bytes(shard, &shard.bounds);
-        Ok(counted.saturating_mul(all.max(1)) / before.max(1).min(all.max(1)))
+        Ok((counted.saturating_mul(all.max(1)) / before.max(1).min(all.max(1)), seen_bytes))
     }
 
     /// The key that has about half of a shard's bytes before it; `None` where no key but the first could be that.

@@ -132,3 +132,18 @@ fn keys_are_counted_on_a_walk_that_has_an_end() {
     assert_eq!(write(&mut group, "b", false), 0, "the first thousand rows speak for the rest");
     assert_eq!(write(&mut group, "a", false), 1, "one of the first thousand");
 }
+
+/// What RocksDB has in memory it does not count.
+#[cfg(feature = "rocks")]
+#[test]
+fn a_small_shard_is_no_empty_shard() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = shardkv::RocksStore::open(directory.path(), shardkv::RocksOptions::default()).unwrap();
+    let mut group = DataGroup::open(Arc::new(store), GroupId(2), 1).unwrap();
+    group
+        .apply(&[(Slot(1), entry(vec![activate(2), put(3, 1, "key", "value"), put(4, 2, "other", "value")]))])
+        .unwrap();
+    let measured = group.reader().measure(&|| false).unwrap();
+    assert_eq!(measured[0].keys, 2);
+    assert!((20..200).contains(&measured[0].bytes), "{measured:?}");
+}
