@@ -268,7 +268,8 @@ impl Admin for AdminService {
         let shards = answers.map.shards.iter().map(|shard| shard_row(&answers, shard)).collect();
         let (cluster_id, map_version) = (answers.map.cluster_id, answers.map.version);
         let changes = answers.map.reshapes.iter().map(|planned| planned.id.0).collect();
-        Ok(Response::new(ShardsListResponse { cluster_id, map_version, shards, changes }))
+        let last = answers.map.last_move.0;
+        Ok(Response::new(ShardsListResponse { cluster_id, map_version, shards, changes, last }))
     }
 }
 

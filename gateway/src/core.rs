@@ -55,13 +55,15 @@ pub(crate) struct Part {
     pub(crate) wake: Time,
     /// Attempts so far.
     pub(crate) attempts: u32,
+    /// Those that nobody answered in time.
+    pub(crate) timeouts: u32,
     pauses: u32,
     hops: u32,
 }
 
 impl Part {
     pub(crate) fn new(share: GroupShare) -> Part {
-        Part { share, current: None, wake: NEVER, attempts: 0, pauses: 0, hops: 0 }
+        Part { share, current: None, wake: NEVER, attempts: 0, timeouts: 0, pauses: 0, hops: 0 }
     }
 
     /// Not asked, and nobody means to ask.
@@ -206,7 +208,8 @@ impl Core {
         let id = self.next_id;
         self.next_id += 1;
         self.attempts.insert(id, Attempt { owner: ask.owner, part: ask.part, group, node });
-        let growth = (1u64 << part.attempts.min(8)).min(TIMEOUT_GROWTH_MAX);
+        // A refusal is an answer: whoever leads by now is not asked for longer because others did not.
+        let growth = (1u64 << part.timeouts.min(8)).min(TIMEOUT_GROWTH_MAX);
         part.current = Some(id);
         part.wake = now.plus(self.config.attempt_timeout_micros.saturating_mul(growth));
         self.retries += u64::from(part.attempts > 0);
@@ -329,9 +332,16 @@ impl Core {
             // "At once" means a timer that is due, which fires within this very step.
             self.again(&mut part, now, out);
         } else {
-            part.rest();
+            // The next question is another one.
+            part = Part::new(part.share);
         }
         self.put_back(owner, part, before);
+    }
+
+    /// The newest attempt of a shared question took too long.
+    pub(crate) fn shared_timed_out(&mut self, owner: Owner, now: Time, out: &mut Outputs) {
+        self.shared(owner).part.timeouts += 1;
+        self.shared_failed(owner, now, out);
     }
 
     /// A shared question was answered; those who came meanwhile are asked for anew.

@@ -255,7 +255,7 @@ impl Gateway {
         match shared.part.current.and_then(|id| self.core.attempts.remove(&id)) {
             Some(attempt) => {
                 self.core.router.not_leader(SHARDMASTER_GROUP, attempt.node, None);
-                self.core.shared_failed(owner, now, out);
+                self.core.shared_timed_out(owner, now, out);
             }
             None => self.core.send_shared(owner, now, out),
         }

@@ -76,8 +76,8 @@ pub(crate) struct Pending {
     unresolved: u32,
     /// Every attempt that is still in [`Core::attempts`].
     attempts: Vec<u64>,
-    /// Attempts of parts that were planned before and given up; the budget is the call's.
-    spent: u32,
+    /// Attempts of parts that were planned before and given up, and how many took too long; the budget is the call's.
+    spent: (u32, u32),
     /// The sequencer's number taken for this call.
     revision: Option<Revision>,
     /// A compaction that the shardmaster has logged.
@@ -102,7 +102,7 @@ impl Pending {
             renewals: 0,
             unresolved: 0,
             attempts: Vec::new(),
-            spent: 0,
+            spent: (0, 0),
             revision: None,
             logged: false,
             timer: NEVER,
@@ -199,7 +199,7 @@ impl Pending {
         }
         self.results = shares.iter().map(|_| None).collect();
         self.parts = shares.into_iter().map(Part::new).collect();
-        self.parts.iter_mut().for_each(|part| part.attempts = self.spent);
+        self.parts.iter_mut().for_each(|part| (part.attempts, part.timeouts) = self.spent);
         self.ask_all(cx)
     }
 
@@ -279,6 +279,7 @@ impl Pending {
                 {
                     cx.core.router.not_leader(attempt.group, attempt.node, None);
                 }
+                self.parts[index].timeouts += 1;
                 self.give_up_attempt(index);
             }
             if let Next::Finish(result) = self.ask_again(index, cx) {
@@ -351,7 +352,9 @@ impl Pending {
 
     /// Forgets all that was read, and reads again.
     fn restart_read(&mut self, cx: &mut Cx<'_>) -> Next {
-        self.spent = self.parts.iter().map(|part| part.attempts).max().unwrap_or(self.spent);
+        let most = |of: fn(&Part) -> u32| self.parts.iter().map(of).max();
+        let (attempts, timeouts) = (most(|part| part.attempts), most(|part| part.timeouts));
+        self.spent = (attempts.unwrap_or(self.spent.0), timeouts.unwrap_or(self.spent.1));
         self.forget_attempts(cx.core);
         self.parts.clear();
         self.results.clear();

@@ -126,16 +126,16 @@ pub struct Heartbeats {
     /// Grants that ended with turning away from the ballot that is promised, until the node turns back to it.
     frozen: BTreeMap<GroupId, (Ballot, Time)>,
     peers: BTreeMap<NodeId, Peer>,
-    /// Until when grants from before the start may run.
-    granted_before: Time,
+    /// Until when grants to nodes that are no peers may run: from before the start, or from when they were peers.
+    granted_others: Time,
 }
 
 impl Heartbeats {
     /// A node that starts now; its grants from before the start are assumed to run in full.
     pub fn new(me: NodeId, boot: u64, timing: Timing, peers: &[NodeId], now: Time) -> Heartbeats {
         let longest = timing.lease_micros.max(timing.granted_before_micros);
-        let granted_before = now.plus(longest);
-        let fresh = Peer { granted_until: granted_before, ..Peer::default() };
+        let granted_others = now.plus(longest);
+        let fresh = Peer { granted_until: granted_others, ..Peer::default() };
         let peers = peers.iter().filter(|peer| **peer != me).map(|peer| (*peer, fresh.clone())).collect();
         Heartbeats {
             me,
@@ -145,7 +145,7 @@ impl Heartbeats {
             own: BTreeMap::new(),
             frozen: BTreeMap::new(),
             peers,
-            granted_before,
+            granted_others,
         }
     }
 
@@ -176,17 +176,19 @@ impl Heartbeats {
         self.own.insert(group, (status, self.version));
     }
 
-    /// Another node is there: it is pinged from now on. It may have a grant of ours from before our start.
+    /// Another node is there: it is pinged from now on. It may have a grant of ours from before.
     pub fn add_peer(&mut self, node: NodeId) {
         if node != self.me {
-            let granted_until = self.granted_before;
+            let granted_until = self.granted_others;
             self.peers.entry(node).or_insert_with(|| Peer { granted_until, ..Peer::default() });
         }
     }
 
-    /// A node has left the cluster for good; no group has it among its members.
+    /// A node has left the cluster; no group has it among its members. What was granted to it is kept to.
     pub fn remove_peer(&mut self, node: NodeId) {
-        self.peers.remove(&node);
+        if let Some(peer) = self.peers.remove(&node) {
+            self.granted_others = self.granted_others.max(peer.granted_until);
+        }
     }
 
     /// This node has no replica of a group any more: it follows nobody, and others must not take it for content.
@@ -203,7 +205,9 @@ impl Heartbeats {
             // A later boot of that node: the leader to whom we granted is gone, and its lease with it.
             Some(peer) if peer.boot > promised.boot => Time(0),
             Some(peer) => peer.granted_until,
-            None => Time(0),
+            // Nobody was promised, or this node itself.
+            None if [NodeId(0), self.me].contains(&promised.node) => Time(0),
+            None => self.granted_others,
         };
         match self.frozen.get(&group) {
             Some((ballot, frozen)) if *ballot == promised => until.min(*frozen),

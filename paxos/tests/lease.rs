@@ -85,3 +85,25 @@ fn after_a_restart_the_longest_grant_is_kept() {
     let beats = Heartbeats::new(N2, 2, longer_now, &[N1, N2], START);
     assert_eq!(beats.grant_ends(GROUP, ballot()), START.plus(900_000));
 }
+
+/// A node that is forgotten, or not known yet, may lead all the same, by what it was granted.
+#[test]
+fn a_grant_outlives_what_is_known_of_its_holder() {
+    let end = START.plus(800_000);
+    let mut beats = Heartbeats::new(N2, 1, timing(800_000), &[N1, N2], START);
+    let later = START.plus(300_000);
+    for _ in 0..2 {
+        let mut n1 = Heartbeats::new(N1, 1, timing(800_000), &[N1, N2], later);
+        n1.ping(later, None).into_iter().for_each(|(_, ping)| drop(beats.receive(later, N1, ping)));
+    }
+    assert_eq!(beats.grant_ends(GROUP, ballot()), later.plus(800_000));
+    beats.remove_peer(N1);
+    assert_eq!(beats.grant_ends(GROUP, ballot()), later.plus(800_000), "it was told so");
+    beats.add_peer(N1);
+    assert_eq!(beats.grant_ends(GROUP, ballot()), later.plus(800_000));
+
+    let fresh = Heartbeats::new(N2, 2, timing(800_000), &[N2], START);
+    assert_eq!(fresh.grant_ends(GROUP, ballot()), end, "before the restart");
+    assert_eq!(fresh.grant_ends(GROUP, Ballot::default()), Time(0), "nobody");
+    assert_eq!(fresh.grant_ends(GROUP, Ballot { node: N2, ..ballot() }), Time(0), "itself");
+}

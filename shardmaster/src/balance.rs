@@ -70,25 +70,16 @@ pub struct Plan {
     pub why: Vec<String>,
 }
 
-/// A group carries more than its share, in thousandths of it: from here on something is done about it.
-const TOO_MUCH: u64 = 1150;
-/// The same for bytes, which cost more to move.
-const TOO_MANY_BYTES: u64 = 1300;
-/// A shard with more than this part of a group's fair share, in thousandths, is split before anything is moved.
-const TOO_COARSE: u64 = 200;
 /// Shards that are split in one round.
 const SPLITS_MAX: usize = 8;
-/// With more shards per group, none is split by load: whoever writes to ever new keys would have them split for ever.
-const SHARDS_PER_GROUP_MAX: usize = 64;
-/// A move must lower the larger of two sums by this part of a fair share, in thousandths: or a shard that has most of the
-/// load would go to and fro.
-const GAIN_MIN: u64 = 50;
 /// As many shards per group are left, however cold.
 const SHARDS_PER_GROUP: usize = 4;
 /// A group with so many replicas is as good as one with more.
 const REPLICAS_ENOUGH: usize = 3;
 /// A shard is small, and may be merged, below this part of [`Policy::split_bytes`].
 const SMALL: u64 = 16;
+
+mod spread;
 
 struct Planner<'a> {
     map: &'a ShardMap,
@@ -263,150 +254,22 @@ impl Planner<'_> {
 
     fn split_large(&mut self) {
         let map = self.map;
+        let most = self.policy.split_bytes >> 20;
         let large = map.shards.iter().filter(|shard| self.bytes(shard.id) > self.policy.split_bytes);
-        for shard in large.filter(|shard| self.is_free(shard)).take(SPLITS_MAX).collect::<Vec<_>>() {
-            let (has, most) = (self.bytes(shard.id) >> 20, self.policy.split_bytes >> 20);
-            if self.facts.whole.contains(&shard.id) {
-                self.say(format!(
-                    "{} has {has} MiB, more than {most}, and is not split: one key has most of it",
-                    shard.id
-                ));
-                continue;
-            }
+        let large = large.filter(|shard| self.is_free(shard));
+        let (whole, large): (Vec<_>, Vec<_>) = large.partition(|shard| self.facts.whole.contains(&shard.id));
+        for shard in whole {
+            let has = self.bytes(shard.id) >> 20;
+            self.say(format!("{} has {has} MiB, more than {most}, and is not split: one key has most of it", shard.id));
+        }
+        for shard in large.into_iter().take(SPLITS_MAX) {
+            let has = self.bytes(shard.id) >> 20;
             if map.shards.len() >= SHARDS_MAX {
                 return self.say(format!("{} is large, but there are {SHARDS_MAX} shards already", shard.id));
             }
             self.busy.insert(shard.id);
             self.plan.steps.push(Step::Halve(shard.id));
             self.say(format!("{} is split in its middle: it has {has} MiB, more than {most}", shard.id));
-        }
-    }
-
-    /// No group is to have many more requests than another.
-    fn spread_requests(&mut self) {
-        let carried = self.carried(|shard| self.requests(shard));
-        let total: u64 = carried.values().sum();
-        if carried.len() < 2 || total < self.policy.requests_min {
-            return;
-        }
-        let fair = total / carried.len() as u64;
-        let crowded = |carried: &BTreeMap<GroupId, u64>| {
-            let busiest = carried.iter().max_by_key(|(_, sum)| **sum).map(|(group, sum)| (*group, *sum));
-            busiest.filter(|(_, sum)| sum * 1000 > fair * TOO_MUCH)
-        };
-        if crowded(&carried).is_some() {
-            self.split_busy(&carried, fair);
-        }
-        loop {
-            let carried = self.carried(|shard| self.requests(shard));
-            let Some((from, sum)) = crowded(&carried) else { return };
-            let Some((to, least)) = carried.into_iter().min_by_key(|(group, sum)| (*sum, *group)) else { return };
-            let Some(shard) = self.best_to_move(from, |shard| self.requests(shard), sum - least, fair) else { return };
-            let rate = self.requests(shard);
-            let why = format!(
-                "{shard} with {rate} requests/s moves to {to}: {from} has {sum}, {to} {least}, fair are {fair}"
-            );
-            self.send(shard, to, why);
-        }
-    }
-
-    fn split_busy(&mut self, carried: &BTreeMap<GroupId, u64>, fair: u64) {
-        let map = self.map;
-        if map.shards.len() >= (SHARDS_PER_GROUP_MAX * carried.len()).min(SHARDS_MAX - SPLITS_MAX) {
-            return self.say(format!("no shard is split for its load: there are {} already", map.shards.len()));
-        }
-        let crowded = |group: GroupId| carried.get(&group).is_some_and(|sum| *sum > fair);
-        let coarse = map.shards.iter().filter(|shard| {
-            crowded(shard.group) && self.requests(shard.id) * 1000 > fair * TOO_COARSE && self.is_free(shard)
-        });
-        for shard in coarse.take(SPLITS_MAX).collect::<Vec<_>>() {
-            let rate = self.requests(shard.id);
-            let Some(load) = self.facts.loads.get(&shard.id) else { continue };
-            let inside = load.middle.clone().filter(|key| *key > shard.bounds.start && shard.bounds.contains(key));
-            match (inside, load.hottest.first()) {
-                (Some(at), _) => {
-                    let why =
-                        format!("{} is split: it has {rate} requests/s, and a group's fair share is {fair}", shard.id);
-                    self.change(shard.id, ShardChange::Split { shard: shard.id, at }, why);
-                }
-                (None, Some((key, share))) if *share >= 250 => {
-                    let (key, share) = (key.escape_ascii().to_string(), share / 10);
-                    self.say(format!(
-                        "{} has {rate} requests/s, and is not split: {share} % of them are for the one key {key}",
-                        shard.id
-                    ));
-                }
-                (None, _) => {
-                    self.say(format!("{} has {rate} requests/s; where to split it is not known yet", shard.id))
-                }
-            }
-        }
-    }
-
-    /// The shard of a group that brings two groups which differ by `gap` nearest to each other, if that is worth it.
-    fn best_to_move(&self, from: GroupId, of: impl Fn(ShardId) -> u64, gap: u64, fair: u64) -> Option<ShardId> {
-        let here =
-            self.map.shards.iter().filter(|shard| self.homes.get(&shard.id) == Some(&from) && self.may_move(shard));
-        let weighed = here.map(|shard| (of(shard.id), shard.id));
-        let gain = |weight: u64| gap - gap.saturating_sub(weight).max(weight);
-        let useful =
-            weighed.filter(|(weight, _)| *weight < gap && gain(*weight).saturating_mul(1000) >= fair * GAIN_MIN);
-        let left = |(weight, id): &(u64, ShardId)| (weight.saturating_mul(2).abs_diff(gap), self.bytes(*id), *id);
-        useful.min_by_key(left).map(|(_, shard)| shard)
-    }
-
-    /// Where requests say nothing, or nothing is to be done for them, no group is to hold many more bytes.
-    fn spread_bytes(&mut self) {
-        if !self.plan.steps.is_empty() || !self.map.moves.is_empty() {
-            return;
-        }
-        let takers = self.takers();
-        let known = |shard: &ShardInfo| self.facts.loads.get(&shard.id).is_some_and(|load| load.stored.is_some());
-        if !self.map.shards.iter().filter(|shard| takers.contains(&shard.group)).all(known) {
-            return; // what has not been measured is not empty
-        }
-        let carried = self.carried(|shard| self.bytes(shard));
-        let total: u64 = carried.values().sum();
-        let fair = total / carried.len().max(1) as u64;
-        let Some((from, most)) = carried.iter().max_by_key(|(_, sum)| **sum).map(|(group, sum)| (*group, *sum)) else {
-            return;
-        };
-        let Some((to, least)) = carried.into_iter().min_by_key(|(group, sum)| (*sum, *group)) else { return };
-        let gap = most - least;
-        if gap < self.policy.bytes_min || u128::from(most) * 1000 <= u128::from(fair) * u128::from(TOO_MANY_BYTES) {
-            return;
-        }
-        let Some(shard) = self.best_to_move(from, |shard| self.bytes(shard), gap, fair) else { return };
-        let requests = self.carried(|shard| self.requests(shard));
-        let shared: u64 = requests.values().sum::<u64>() / requests.len().max(1) as u64;
-        let after = requests.get(&to).unwrap_or(&0) + self.requests(shard);
-        if shared * requests.len() as u64 >= self.policy.requests_min && after * 1000 > shared * TOO_MUCH {
-            return self
-                .say(format!("{from} holds more bytes than {to}, but {to} would get too many requests with {shard}"));
-        }
-        let (size, most, least) = (self.bytes(shard) >> 20, most >> 20, least >> 20);
-        self.send(shard, to, format!("{shard} with {size} MiB moves to {to}: {from} has {most} MiB, {to} {least}"));
-    }
-
-    /// Where nothing is known of a load, the groups are to have about as many shards.
-    fn spread_counts(&mut self) {
-        let requests: u64 = self.carried(|shard| self.requests(shard)).values().sum();
-        let bytes: u64 = self.carried(|shard| self.bytes(shard)).values().sum();
-        let quiet = requests < self.policy.requests_min && bytes < self.policy.bytes_min;
-        if !quiet || !self.plan.steps.is_empty() {
-            return;
-        }
-        loop {
-            let carried = self.carried(|_| 1);
-            let most = carried.iter().max_by_key(|(_, count)| **count).map(|(group, count)| (*group, *count));
-            let least =
-                carried.iter().min_by_key(|(group, count)| (**count, **group)).map(|(group, count)| (*group, *count));
-            let (Some((from, many)), Some((to, few))) = (most, least) else { return };
-            let here = |shard: &&ShardInfo| self.homes.get(&shard.id) == Some(&from) && self.may_move(shard);
-            let Some(shard) = self.map.shards.iter().find(here).filter(|_| many > few + 1).map(|shard| shard.id) else {
-                return;
-            };
-            self.send(shard, to, format!("{shard} moves to {to}: {from} has {many} shards, {to} {few}"));
         }
     }
 
@@ -419,10 +282,12 @@ impl Planner<'_> {
         }
         let small = |shard: &ShardInfo| {
             let idle = self.facts.cold.contains(&shard.id) && self.is_free(shard);
-            idle && self.bytes(shard.id) < self.policy.split_bytes / SMALL && self.pin_of(shard).is_none()
+            idle && self.bytes(shard.id) < self.policy.split_bytes / SMALL
         };
-        let pair =
-            map.shards.windows(2).find(|pair| pair[0].group == pair[1].group && small(&pair[0]) && small(&pair[1]));
+        // What is pinned lies in shards of its own.
+        let alike =
+            |left: &ShardInfo, right: &ShardInfo| left.group == right.group && self.pin_of(left) == self.pin_of(right);
+        let pair = map.shards.windows(2).find(|pair| alike(&pair[0], &pair[1]) && small(&pair[0]) && small(&pair[1]));
         if let Some([left, right]) = pair {
             let (left, right) = (left.id, right.id);
             let why = format!("{left} and {right} become one: both are small and cold, and neighbours in one group");

@@ -53,10 +53,13 @@ impl MasterState {
 
     fn empty_group(&mut self, id: GroupId, emptying: bool) -> MasterOutcome {
         let others = self.map.groups.iter().any(|group| group.id != id && !group.emptying);
-        let group = self.map.group_mut(id).filter(|group| group.id != SHARDMASTER_GROUP);
+        let group = self.map.groups.iter_mut().find(|group| group.id == id);
         let Some(group) = group else { return refused(format!("{id} is no group that holds shards")) };
         if emptying && !others {
             return refused(format!("{id} is the only group that takes shards: create another one first"));
+        }
+        if let Some(pin) = self.map.balance.pins.iter().find(|pin| emptying && pin.group == id) {
+            return refused(format!("{} is pinned to {id}: unpin it first", pin.shown()));
         }
         let changes = group.emptying != emptying;
         group.emptying = emptying;
@@ -145,6 +148,19 @@ mod tests {
         assert!(matches!(pin, MasterOutcome::Failed(_)));
         change(&mut state, GroupChange::Empty { group: to, emptying: false });
         assert!(matches!(start(&mut state), MasterOutcome::Move(_)));
+    }
+
+    /// What is pinned stays: the group would never be empty.
+    #[test]
+    fn a_group_that_keys_are_pinned_to_is_not_emptied() {
+        let mut state = state();
+        change(&mut state, GroupChange::Create { members: vec![], nonce: 1 });
+        let pin = shardkv::map::Pin { prefix: "/x".into(), group: GroupId(2) };
+        state.apply(MasterCommand::ChangeShards(ShardChange::Pin(pin)));
+        let empty = GroupChange::Empty { group: GroupId(2), emptying: true };
+        assert!(matches!(change(&mut state, empty.clone()), MasterOutcome::Failed(_)));
+        state.apply(MasterCommand::ChangeShards(ShardChange::Unpin { prefix: "/x".into() }));
+        assert_eq!(change(&mut state, empty), MasterOutcome::Applied);
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub struct HealthOptions {
     #[arg(long, value_name = "FILE", env = "CLOUDPAXOS_CACERT", hide_env_values = true)]
     cacert: Option<PathBuf>,
     /// Give up after this long.
-    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = super::wait::duration)]
     timeout: Duration,
     #[command(flatten)]
     output: OutputOptions,

@@ -195,7 +195,7 @@ pub struct ClientOptions {
     #[arg(default_value = "127.0.0.1:2379", hide_env_values = true)]
     endpoints: Vec<String>,
     /// Give up after this long, over all endpoints.
-    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = wait::duration)]
     timeout: Duration,
     #[command(flatten)]
     access: AccessOptions,

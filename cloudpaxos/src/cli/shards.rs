@@ -232,8 +232,7 @@ pub(super) async fn split(options: SplitOptions) -> Result<(), Failure> {
         let sentence = format!("change {}: shard {shard} will end before {at}", done.id);
         return output::outcome(change.format(), &document(None), sentence);
     }
-    wait_for_cut(&client, &change, done.id).await?;
-    let answer = shards(&client).await?;
+    let answer = wait_for_cut(&client, &change, done.id).await?;
     let new = answer.shards.iter().find(|shard| shard.start == done.at).map(|shard| shard.id);
     let begins = new.map_or("-".to_owned(), |new| new.to_string());
     let sentence = format!("shard {shard} ends before {at}, where shard {begins} begins");
@@ -284,20 +283,34 @@ pub(super) async fn merge(options: MergeOptions) -> Result<(), Failure> {
     output::outcome(change.format(), &document(true), sentence)
 }
 
-/// Waits until a group has split or merged its shards.
-async fn wait_for_cut(client: &Client, change: &ChangeOptions, id: u64) -> Result<(), Failure> {
+/// Waits until a group has split or merged its shards; which there are then.
+async fn wait_for_cut(client: &Client, change: &ChangeOptions, id: u64) -> Result<ShardsListResponse, Failure> {
     let what = format!("change {id} is not done");
     let hint = "it goes on; the group needs a majority of its replicas, see `cloudpaxos status`";
     until(change.wait, spinner(), (&what, hint), async |_| match shards(client).await {
-        Ok(answer) if !answer.changes.contains(&id) => Ok(Seen::Done(())),
+        Ok(answer) if is_cut(&answer, id) => Ok(Seen::Done(answer)),
         Ok(_) | Err(_) => Ok(Seen::Nothing),
     })
     .await
 }
 
+/// Whether a split or a merge is done; a gateway may answer by a map from before it was asked for.
+fn is_cut(answer: &ShardsListResponse, id: u64) -> bool {
+    id <= answer.last && !answer.changes.contains(&id)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_map_that_has_not_heard_of_a_change_does_not_say_that_it_is_done() {
+        let answer =
+            |last, changes: &[u64]| ShardsListResponse { last, changes: changes.to_vec(), ..Default::default() };
+        assert!(!is_cut(&answer(6, &[]), 7));
+        assert!(!is_cut(&answer(8, &[7]), 7));
+        assert!(is_cut(&answer(8, &[8]), 7));
+    }
 
     #[test]
     fn a_shard_is_cut_at_a_key_as_it_is_shown() {

@@ -19,7 +19,7 @@ pub struct ChangeOptions {
     #[arg(long)]
     pub(super) no_wait: bool,
     /// Wait no longer than this; the change goes on.
-    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = duration)]
     pub(super) wait: Duration,
     #[command(flatten)]
     pub(super) client: ClientOptions,
@@ -28,6 +28,18 @@ pub struct ChangeOptions {
 impl ChangeOptions {
     pub(super) fn format(&self) -> Format {
         self.client.format()
+    }
+}
+
+/// Nobody waits longer; and a clock can tell when it is over.
+const WAIT_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// How long somebody would wait.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(wait) if wait > WAIT_MAX => Err("it is more than 365 days".to_owned()),
+        Ok(wait) => Ok(wait),
+        Err(error) => Err(error.to_string()),
     }
 }
 
@@ -112,6 +124,14 @@ impl Wish {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wait_has_an_end() {
+        assert_eq!(duration("365d"), Ok(WAIT_MAX));
+        for text in ["366d", "300000000000y", "5", "", "-1s"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
 
     const SOON: Duration = Duration::from_millis(200);
 

@@ -245,3 +245,25 @@ fn the_budget_of_attempts_ends_a_call_that_nobody_wants() {
     assert_eq!(asked, 5);
     assert_eq!(world.answers(), [(1, Err(CallError::NOTHING_DONE))]);
 }
+
+/// Whoever leads by now is asked for no longer because others, who do not, said so; and a question that nobody wants any
+/// more leaves nothing to the next one.
+#[test]
+fn only_silence_lengthens_the_patience_for_an_answer() {
+    let mut world = one_group();
+    world.op(1, put("a"));
+    let write = |world: &mut World| {
+        world.take_all().into_iter().find(|(_, request)| matches!(request.body, RequestBody::Write { .. }))
+    };
+    for _ in 0..3 {
+        let (node, request) = write(&mut world).expect("the next one is asked at once");
+        world.reply(node, &request, ReplyBody::NotLeader { hint: None });
+    }
+    assert!(write(&mut world).is_some());
+    let mut silent = |micros: u64| {
+        world.pass(micros);
+        write(&mut world).is_some()
+    };
+    assert!(!silent(SECOND - 100_000) && silent(200_000), "the second time is as long as the first");
+    assert!(!silent(2 * SECOND - 400_000) && silent(400_000), "it may have been too much for one second");
+}

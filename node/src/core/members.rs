@@ -82,11 +82,13 @@ impl<S: Store> Core<S> {
         if self.map.nodes.is_empty() {
             return;
         }
-        let present: Vec<NodeId> = self.map.nodes.iter().map(|node| node.id).collect();
-        for gone in self.config.nodes.iter().filter(|node| !present.contains(node)) {
-            self.beats.remove_peer(*gone);
-        }
+        let mut present: Vec<NodeId> = self.map.nodes.iter().map(|node| node.id).collect();
+        let absent = self.config.nodes.iter().filter(|node| !present.contains(node));
+        // Of a node that joined after it the map says nothing: it may be older than what this node knew before a crash.
+        let (gone, later): (Vec<NodeId>, Vec<NodeId>) = absent.partition(|node| **node <= self.map.newest_node());
+        gone.into_iter().for_each(|node| self.beats.remove_peer(node));
         present.iter().for_each(|node| self.beats.add_peer(*node));
+        present.extend(later);
         self.config.nodes = present;
     }
 

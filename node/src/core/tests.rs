@@ -152,3 +152,20 @@ fn a_move_that_was_called_off_holds_no_shard_however_late_it_comes() {
     assert_eq!(undone(&mut core, 5, stay).1, []);
     assert_eq!(undone(&mut core, 6, vec![depart]).1, [], "refused: it has stayed");
 }
+
+/// After a crash the map is as of the last flush, or one that another node has had for long: who joined since is no node
+/// that left.
+#[test]
+fn a_map_from_before_a_node_joined_does_not_take_it_for_removed() {
+    let mut core: Core<MemoryStore> = Core::new(CoreConfig::among(&[1, 2, 3, 5]), Vec::new(), Time(0));
+    let map = |version, nodes: &[u64], last_node| {
+        let nodes = nodes.iter().map(|id| NodeInfo { id: NodeId(*id), ..NodeInfo::default() }).collect();
+        Arc::new(ShardMap { version, nodes, last_node: NodeId(last_node), ..ShardMap::default() })
+    };
+    let known = |core: &Core<MemoryStore>| core.config.nodes.iter().map(|node| node.0).collect::<Vec<_>>();
+    core.learn_map(map(4, &[1, 2, 4], 4));
+    assert_eq!(known(&core), [1, 2, 4, 5], "n3 was removed; n5 joins later");
+    core.learn_map(map(5, &[1, 2, 4, 5], 5));
+    core.learn_map(map(6, &[1, 2, 4], 5));
+    assert_eq!(known(&core), [1, 2, 4]);
+}

@@ -319,3 +319,75 @@ fn groups_with_fewer_replicas_get_nothing_by_themselves() {
     assert!(after <= before, "{:?}", world.state.map.shards);
     assert!(world.plan().why.iter().any(|why| why.contains("g3") && why.contains("fewer replicas")));
 }
+
+/// Keys 0 to 99 lie in ten shards of g2, the others in nine of g3; g4 has just come.
+fn two_groups_and_a_new_one(keys: impl Fn(u64) -> (u64, u64)) -> World {
+    let cuts: Vec<u64> = (1..10).map(|at| at * 10).chain((1..10).map(|at| at * 100)).collect();
+    let mut world = World::new(3, &cuts, keys);
+    world
+        .state
+        .map
+        .shards
+        .iter_mut()
+        .enumerate()
+        .for_each(|(at, shard)| shard.group = GroupId(2 + u64::from(at >= 10)));
+    world
+}
+
+#[test]
+fn a_group_with_one_hot_key_does_not_keep_others_from_giving() {
+    let mut world = two_groups_and_a_new_one(|number| match number {
+        7 => (5000, 1),
+        number if number >= 100 => (5, 1),
+        _ => (0, 1),
+    });
+    world.settle();
+    let carried = world.carried(|load| load.reads);
+    assert!(carried[&GroupId(3)] < 3000 && carried[&GroupId(4)] > 1500, "{carried:?}");
+    let why = world.plan().why;
+    assert!(why.iter().any(|line| line.contains("no shard that may move would help")), "{why:?}");
+}
+
+/// Pins keys 0 to 99 to g2.
+fn pin(world: &mut World) -> Pin {
+    let pin = Pin { prefix: "00".into(), group: GroupId(2) };
+    let pinned = world.state.apply(MasterCommand::ChangeShards(ShardChange::Pin(pin.clone())));
+    assert_eq!(pinned, MasterOutcome::Applied);
+    pin
+}
+
+#[test]
+fn a_group_of_pinned_shards_does_not_keep_others_from_giving() {
+    for bytes in [1, 1 << 20] {
+        let mut world = two_groups_and_a_new_one(|number| (0, if number < 100 { 20 * bytes } else { bytes }));
+        pin(&mut world);
+        world.settle();
+        let counts = world.carried(|_| 1);
+        assert!(counts[&GroupId(4)] >= 3, "{bytes}: {counts:?}");
+    }
+}
+
+#[test]
+fn what_is_pinned_is_not_split_for_its_load_and_its_pieces_are_merged() {
+    let mut world = two_groups_and_a_new_one(|number| (if number < 100 { 100 } else { 1 }, 1));
+    let pin = pin(&mut world);
+    world.settle();
+    let pinned = |world: &World| {
+        let shards = world.state.map.shards.iter().filter(|shard| pin.bounds().intersects(&shard.bounds.keys()));
+        assert!(shards.clone().all(|shard| pin.bounds().covers(&shard.bounds.keys())));
+        shards.count()
+    };
+    assert_eq!(pinned(&world), 10);
+    world.keys.iter_mut().for_each(|(rate, _)| *rate = 0);
+    world.settle();
+    assert!(pinned(&world) < 4, "{:?}", world.state.map.shards);
+}
+
+#[test]
+fn large_shards_that_cannot_be_split_do_not_keep_others_from_it() {
+    let cuts: Vec<u64> = (1..10).map(|at| at * 100).collect();
+    let world = World::new(1, &cuts, |_| (0, 10 << 20));
+    let whole = world.state.map.shards.iter().map(|shard| shard.id).take(9).collect();
+    let plan = plan(&world.state.map, &Facts { whole, ..world.facts() }, world.policy);
+    assert_eq!(plan.steps, [Step::Halve(ShardId(10))], "{:?}", plan.why);
+}
