@@ -7,7 +7,7 @@ use bytes::Bytes;
 use paxos::{Ballot, Configuration, GroupId, NodeId, Recovered, Slot, SnapshotSink, SnapshotSource, StateMachine};
 use shardkv::map::SHARDMASTER_GROUP;
 use shardkv::store::{Store, StoreError};
-use shardkv::types::Digest;
+use shardkv::types::{Digest, SpaceId};
 use shardkv::{DataGroup, SessionLimits};
 use shardmaster::MasterGroup;
 use std::collections::BTreeMap;
@@ -71,7 +71,8 @@ pub type SnapshotOutcome<S> = (SnapshotEvent, Option<(GroupId, Machine<S>)>);
 /// All state machines of a node over its one store.
 pub struct Machines<S: Store> {
     store: Arc<S>,
-    boot: u64,
+    /// Numbers for spaces of groups that are opened begin here: those of groups that were closed lie below.
+    first_space: SpaceId,
     sessions: SessionLimits,
     groups: BTreeMap<GroupId, Hosted<S>>,
     sources: BTreeMap<u64, Source>,
@@ -81,12 +82,12 @@ pub struct Machines<S: Store> {
 fn open_one<S: Store>(
     store: &Arc<S>,
     group: GroupId,
-    boot: u64,
+    first: SpaceId,
     sessions: SessionLimits,
 ) -> Result<Hosted<S>, StoreError> {
     Ok(match group {
         SHARDMASTER_GROUP => Hosted::Master(MasterGroup::open(store.clone())?),
-        _ => Hosted::Data(Box::new(DataGroup::open_with(store.clone(), group, boot, sessions)?)),
+        _ => Hosted::Data(Box::new(DataGroup::open_with(store.clone(), group, first, sessions)?)),
     })
 }
 
@@ -99,12 +100,12 @@ impl<S: Store> Machines<S> {
         boot: u64,
         sessions: SessionLimits,
     ) -> Result<Machines<S>, StoreError> {
-        let mut hosted = BTreeMap::new();
+        let (mut hosted, first_space) = (BTreeMap::new(), shardkv::first_space(boot));
         for id in groups {
-            hosted.insert(*id, open_one(&store, *id, boot, sessions)?);
+            hosted.insert(*id, open_one(&store, *id, first_space, sessions)?);
         }
         let (sources, sinks) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Machines { store, boot, sessions, groups: hosted, sources, sinks })
+        Ok(Machines { store, first_space, sessions, groups: hosted, sources, sinks })
     }
 
     /// Opens an empty state machine for a replica that promises nothing below `floor`; rows that an earlier
@@ -117,7 +118,7 @@ impl<S: Store> Machines<S> {
         founders: Option<Vec<NodeId>>,
     ) -> Result<Option<Replica<S>>, StoreError> {
         self.delete_rows(group)?;
-        let mut machine = open_one(&self.store, group, self.boot, self.sessions)?;
+        let mut machine = open_one(&self.store, group, self.first_space, self.sessions)?;
         let configuration = founders.map(Configuration::first);
         if let (Hosted::Data(machine), Some(configuration)) = (&mut machine, &configuration) {
             machine.found(configuration.clone())?;
@@ -132,7 +133,7 @@ impl<S: Store> Machines<S> {
     /// Ends a state machine and deletes its rows. Whoever reads them still is told that they are gone.
     pub fn close(&mut self, group: GroupId) -> Result<(), StoreError> {
         if let Some(Hosted::Data(group)) = self.groups.remove(&group) {
-            group.end();
+            self.first_space = self.first_space.max(group.end());
         }
         self.sinks.remove(&group);
         self.delete_rows(group)

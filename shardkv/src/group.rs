@@ -25,25 +25,30 @@ pub struct DataGroup<S> {
     pub(crate) stale: bool,
 }
 
+/// The first number for spaces that nobody used before this boot of a node, by its durable counter.
+pub fn first_space(boot: u64) -> SpaceId {
+    SpaceId(boot << 32 | 1)
+}
+
 impl<S: Store> DataGroup<S> {
     /// Loads the group from the store; an empty group if nothing is stored. `boot` is the node's
     /// durable boot counter. Spaces that nobody names, left behind by a crash during an install,
     /// are deleted.
     pub fn open(store: Arc<S>, group: GroupId, boot: u64) -> Result<DataGroup<S>, StoreError> {
-        DataGroup::open_with(store, group, boot, SessionLimits::default())
+        DataGroup::open_with(store, group, first_space(boot), SessionLimits::default())
     }
 
-    /// Likewise with other limits for the session tables. All replicas of a group, for all time,
-    /// must use the same.
+    /// Likewise with other limits for the session tables, which all replicas of a group, for all time, must share.
+    /// New spaces get numbers from `first` on: see [`first_space`] and [`DataGroup::end`].
     pub fn open_with(
         store: Arc<S>,
         group: GroupId,
-        boot: u64,
+        first: SpaceId,
         limits: SessionLimits,
     ) -> Result<DataGroup<S>, StoreError> {
         let keys = GroupKeys::new(group);
         let state = State::load(&*store, &keys, limits)?;
-        let mut next = boot << 32 | 1;
+        let mut next = first.0;
         for space in stored_spaces(&*store, &keys)? {
             next = next.max(space.0 + 1);
         }
@@ -85,10 +90,12 @@ impl<S: Store> DataGroup<S> {
     }
 
     /// The group's rows are about to be deleted: readers find no shards any more, and the collector, which is
-    /// waited for, nothing to do.
-    pub fn end(self) {
+    /// waited for, nothing to do. The first number for spaces of another replica of the group that this one has not used:
+    /// whoever still reads must not take that one's rows for this one's.
+    pub fn end(self) -> SpaceId {
         let _no_step = self.shared.collecting();
         self.shared.publish_none();
+        self.shared.new_space()
     }
 
     /// A handle for reads from other threads.

@@ -61,7 +61,7 @@ pub mod types;
 pub use cached::{CacheFigures, CachedStore};
 pub use changes::{Changes, Event};
 pub use collect::Progress;
-pub use group::DataGroup;
+pub use group::{DataGroup, first_space};
 pub use measure::Measured;
 pub use memory::MemoryStore;
 pub use reader::{ReadError, Reader};

@@ -105,13 +105,14 @@ struct Replica<S: Store> {
 impl<S: Store> Replica<S> {
     fn new(store: S) -> Replica<S> {
         let store = Arc::new(store);
-        let group = DataGroup::open_with(Arc::clone(&store), GROUP, 1, LIMITS).unwrap();
+        let group = DataGroup::open_with(Arc::clone(&store), GROUP, shardkv::first_space(1), LIMITS).unwrap();
         Replica { store, group, boot: 1 }
     }
 
     fn reopen(&mut self) {
         self.boot += 1;
-        self.group = DataGroup::open_with(Arc::clone(&self.store), GROUP, self.boot, LIMITS).unwrap();
+        self.group =
+            DataGroup::open_with(Arc::clone(&self.store), GROUP, shardkv::first_space(self.boot), LIMITS).unwrap();
     }
 }
 

@@ -235,7 +235,7 @@ impl Admin for Gateway {
 
     async fn shards_list(&self, _: Request<ShardsListRequest>) -> Result<Response<ShardsListResponse>, Status> {
         let shard = Shard { id: 2, start: Bytes::from_static(b"m"), unbounded: true, group: 2, ..Default::default() };
-        Ok(Response::new(ShardsListResponse { shards: vec![shard], changes: vec![9], ..Default::default() }))
+        Ok(Response::new(ShardsListResponse { shards: vec![shard], changes: vec![9], last: 9, ..Default::default() }))
     }
 
     async fn change_members(
