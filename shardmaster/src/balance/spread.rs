@@ -11,6 +11,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// A group carries more than its share, in thousandths of it: from here on something is done about it.
 const TOO_MUCH: u64 = 1150;
+/// Two groups differ by more than this part of a fair share, in thousandths: from here on something is done about it.
+const TOO_FAR: u64 = 180;
+/// And by more than so many square roots of it.
+const WAVERING: u64 = 6;
 /// The same for bytes, which cost more to move.
 const TOO_MANY_BYTES: u64 = 1300;
 /// A shard with more than this part of a group's fair share, in thousandths, is split before anything is moved.
@@ -42,6 +46,12 @@ fn is_crowded(sum: u64, fair: u64) -> bool {
     sum * 1000 > fair * TOO_MUCH
 }
 
+/// Two groups differ by more than the load's own wavering, which is that of requests counted for a second or two.
+fn are_far_apart(most: u64, least: u64, fair: u64) -> bool {
+    let gap = most.saturating_sub(least);
+    gap * 1000 > fair * TOO_FAR && gap.saturating_mul(gap) > fair.saturating_mul(WAVERING * WAVERING)
+}
+
 /// A group is to give to one that has `gap` less.
 struct Give {
     from: GroupId,
@@ -66,7 +76,9 @@ impl Planner<'_> {
             return;
         }
         let fair = total / carried.len() as u64;
-        if carried.values().any(|sum| is_crowded(*sum, fair)) {
+        let most = carried.values().max().copied().unwrap_or_default();
+        let uneven = |most: u64, least: u64, fair: u64| is_crowded(most, fair) || are_far_apart(most, least, fair);
+        if emptiest(&carried).is_some_and(|(_, least)| uneven(most, least, fair)) {
             self.split_busy(&carried, fair);
         }
         // Each time either a shard moves, and only so many may, or there is one group less to look at.
@@ -75,8 +87,10 @@ impl Planner<'_> {
             let carried = self.carried(|shard| self.requests(shard));
             let fair = share(&carried, &stuck);
             let from = fullest(&carried).into_iter().find(|(group, _)| !stuck.contains(group));
-            let Some((from, sum)) = from.filter(|(_, sum)| is_crowded(*sum, fair)) else { return };
-            let Some((to, least)) = emptiest(&carried) else { return };
+            let (Some((from, sum)), Some((to, least))) = (from, emptiest(&carried)) else { return };
+            if !uneven(sum, least, fair) {
+                return;
+            }
             let give = Give { from, gap: sum - least, fair };
             let Some(shard) = self.best_to_move(&give, |shard| self.requests(shard)) else {
                 if self.will_give(&give, |shard| self.requests(shard)) {
