@@ -6,7 +6,8 @@
 //! make their group busier than the others are split, then moved; where requests say nothing, bytes decide, and where
 //! those say nothing, the number of shards; small cold neighbours are merged when nothing else is to be done.
 //!
-//! - Nothing moves unless a group has more than its share by a margin, and a move must bring it nearer to that.
+//! - Nothing moves unless a group has more than its share by a margin, or much more than another one, and a move must
+//!   bring it nearer to that.
 //! - What has just changed rests, so that its load is known before it changes again.
 //! - Leaders stay where they are: each write needs the sequencer, and the leader of a group is best at its side.
 

@@ -246,8 +246,7 @@ fn the_budget_of_attempts_ends_a_call_that_nobody_wants() {
     assert_eq!(world.answers(), [(1, Err(CallError::NOTHING_DONE))]);
 }
 
-/// Whoever leads by now is asked for no longer because others, who do not, said so; and a question that nobody wants any
-/// more leaves nothing to the next one.
+/// Whoever leads by now is asked for no longer because others, who do not, said so.
 #[test]
 fn only_silence_lengthens_the_patience_for_an_answer() {
     let mut world = one_group();

@@ -15,7 +15,7 @@ const TOO_MUCH: u64 = 1150;
 const TOO_FAR: u64 = 180;
 /// And by more than so many square roots of it.
 const WAVERING: u64 = 6;
-/// The same for bytes, which cost more to move.
+/// A group holds more than its share of bytes, in thousandths of it: more than for requests, for they cost more to move.
 const TOO_MANY_BYTES: u64 = 1300;
 /// A shard with more than this part of a group's fair share, in thousandths, is split before anything is moved.
 const TOO_COARSE: u64 = 200;
