@@ -35,14 +35,12 @@ impl Zoned {
         zoned
     }
 
-    /// Starts n4 and n5, for the first time or again.
+    /// Starts n4 and n5, for the first time or again; one after the other, because numbers are given as nodes come.
     async fn join(&mut self, parent: &Path) {
         for (number, name) in ["n4", "n5"].into_iter().enumerate() {
             let ports = (self.ports[2 * number], self.ports[2 * number + 1]);
             let options = ["--zone", ZONES[3 + number]];
             self.joined.push(start_with(&self.cluster, name, &parent.join(name), ports, &options));
-        }
-        for name in ["n4", "n5"] {
             await_node(&self.address, name).await;
         }
     }
