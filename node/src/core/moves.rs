@@ -146,6 +146,10 @@ impl<S: Store> Core<S> {
         fetching.pace.begin(now);
         let waits = fetching.waits_until.is_some_and(|until| now < until) || now < fetching.not_before;
         let Some(leader) = leader.filter(|_| !waits && !crowded) else { return };
+        if fetching.waits_until.is_some() {
+            let (group, shard) = (planned.to, planned.shard);
+            tracing::debug!(%group, %shard, finish = fetching.finish, "a piece has not come, and is asked for again");
+        }
         fetching.waits_until = Some(now.plus(FETCH_TIMEOUT_MICROS));
         fetching.asked_at = Some(now);
         let (at, finish) = (incoming.at.clone(), fetching.finish);
@@ -203,6 +207,7 @@ impl<S: Store> Core<S> {
                     let lead = self.groups.get(&id).and_then(|group| group.lead.as_ref());
                     let busy = |lead: &Lead| lead.steps.get(&fetch.shard).is_some_and(|last| lead.done < *last);
                     if lead.is_some_and(|lead| !busy(lead)) {
+                        tracing::info!(group = %id, shard = %fetch.shard, "a shard that moves is frozen until the rest is over");
                         let freeze = Command::Freeze { revision: Revision(0), shard: fetch.shard, mv: fetch.mv };
                         self.log_step(id, fetch.shard, freeze, 64);
                     }
@@ -276,6 +281,9 @@ impl<S: Store> Core<S> {
         let told = self.moving.told.get(&(id, change));
         if told.is_some_and(|at| now.since(*at) < TELL_AGAIN_MICROS) {
             return;
+        }
+        if told.is_none() {
+            tracing::info!(group = %id, ?message, "the shardmaster is told");
         }
         let Some(leader) = self.leader_of(SHARDMASTER_GROUP) else { return };
         self.moving.told.insert((id, change), now);

@@ -108,6 +108,7 @@ impl<S: Store> Core<S> {
             .filter(|shard| shard.group == id && owned.get(&shard.id).is_none_or(|owned| *owned < shard.epoch))
             .filter(|shard| is_here(shard) && !reader.has_gone(shard.id, shard.epoch));
         for shard in missing {
+            tracing::info!(group = %id, shard = %shard.id, epoch = shard.epoch.0, "a shard is taken over");
             let command = Command::Activate {
                 revision: Revision(0),
                 shard: shard.id,

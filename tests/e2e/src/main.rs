@@ -219,14 +219,16 @@ async fn run(Arguments { command, directory }: Arguments) -> Result<(), HarnessE
             let line = |what: &str, phase: &moving::Phase| {
                 println!(
                     "{what}: {:.0} puts/s in {:.1?}, {} failed; of the shard's p50 {:.1?}, p99 {:.1?}, the longest {:.1?}; the \
-                     longest pause {:.1?}",
+                     longest pause {:.1?} after {:.1?}, of another shard {:.1?}",
                     phase.rate(),
                     phase.length,
                     phase.failed,
                     phase.quantile(0.5),
                     phase.quantile(0.99),
                     phase.quantile(1.0),
-                    phase.pause()
+                    phase.pause(),
+                    phase.paused_after().unwrap_or_default(),
+                    phase.pause_elsewhere()
                 );
             };
             line("saturated", &measured.saturated);

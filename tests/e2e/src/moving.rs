@@ -1,6 +1,7 @@
 //! What clients notice while a large shard moves under load.
 
 use crate::HarnessError;
+use crate::bars;
 use crate::client::{channel, kv};
 use crate::cluster::Cluster;
 use crate::restart::load;
@@ -40,6 +41,10 @@ pub struct Phase {
     pub latencies: Vec<Duration>,
     /// When puts to that shard were answered.
     pub(crate) answers: Vec<Instant>,
+    /// When puts to another shard were.
+    pub(crate) answers_elsewhere: Vec<Instant>,
+    /// When it began.
+    pub(crate) begun: Option<Instant>,
 }
 
 impl Phase {
@@ -50,7 +55,17 @@ impl Phase {
 
     /// The longest time in which no put to the shard that moves was answered.
     pub fn pause(&self) -> Duration {
-        self.answers.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
+        longest_gap(&self.answers).map_or(Duration::ZERO, |(_, gap)| gap)
+    }
+
+    /// When that was, from the phase's beginning on.
+    pub fn paused_after(&self) -> Option<Duration> {
+        Some(longest_gap(&self.answers)?.0 - self.begun?)
+    }
+
+    /// The longest time in which no put to another shard was answered: what stops both is not the move.
+    pub fn pause_elsewhere(&self) -> Duration {
+        longest_gap(&self.answers_elsewhere).map_or(Duration::ZERO, |(_, gap)| gap)
     }
 
     /// How long this share of the puts took at most.
@@ -58,6 +73,11 @@ impl Phase {
         let last = self.latencies.len().saturating_sub(1);
         self.latencies.get((last as f64 * share) as usize).copied().unwrap_or_default()
     }
+}
+
+/// When it began, and how long it was.
+fn longest_gap(answers: &[Instant]) -> Option<(Instant, Duration)> {
+    answers.windows(2).map(|pair| (pair[0], pair[1] - pair[0])).max_by_key(|(_, gap)| *gap)
 }
 
 /// What was measured.
@@ -96,16 +116,19 @@ impl Writers {
 
     async fn end(mut self) -> Phase {
         self.stop.store(true, Ordering::Relaxed);
-        let mut phase = Phase { length: self.begun.elapsed(), ..Phase::default() };
+        let (length, begun) = (self.begun.elapsed(), Some(self.begun));
+        let mut phase = Phase { length, begun, ..Phase::default() };
         while let Some(one) = self.tasks.join_next().await {
             let one = one.expect("a writer's task does not panic");
             phase.puts += one.puts;
             phase.failed += one.failed;
             phase.latencies.extend(one.latencies);
             phase.answers.extend(one.answers);
+            phase.answers_elsewhere.extend(one.answers_elsewhere);
         }
         phase.latencies.sort_unstable();
         phase.answers.sort_unstable();
+        phase.answers_elsewhere.sort_unstable();
         phase
     }
 }
@@ -140,9 +163,12 @@ async fn write(
             Ok(_) => phase.puts += 1,
             Err(_) => phase.failed += 1,
         }
-        if moving {
-            phase.latencies.push(due.elapsed());
-            phase.answers.push(Instant::now());
+        match moving {
+            true => {
+                phase.latencies.push(due.elapsed());
+                phase.answers.push(Instant::now());
+            }
+            false => phase.answers_elsewhere.push(Instant::now()),
         }
     }
     phase
@@ -172,7 +198,7 @@ async fn move_over(admin: &mut AdminClient<Channel>) -> Result<(), HarnessError>
 
 /// Loads `bytes`, measures what writers get, and what they get while the shard moves, `moves` times.
 pub async fn run(bytes: u64, moves: u32, directory: PathBuf) -> Result<Moving, HarnessError> {
-    let cluster = Cluster::start(System::Cloudpaxos, Layout::AllRoles, &directory).await?;
+    let mut cluster = Cluster::start(System::Cloudpaxos, Layout::AllRoles, &directory).await?;
     let keys = bytes.div_ceil(u64::from(VALUE_BYTES)).max(1);
     load(&cluster, keys, VALUE_BYTES).await?;
     let endpoint = cluster.endpoints().into_iter().next().unwrap_or_default();
@@ -196,5 +222,8 @@ pub async fn run(bytes: u64, moves: u32, directory: PathBuf) -> Result<Moving, H
     let writers = Writers::start(&cluster, keys, None);
     move_over(&mut admin).await?;
     measured.saturated_move = writers.end().await;
+    if !bars::moves(&measured).is_empty() {
+        eprintln!("data and logs are kept in {}", cluster.keep().display());
+    }
     Ok(measured)
 }
