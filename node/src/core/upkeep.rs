@@ -108,7 +108,9 @@ impl<S: Store> Core<S> {
             .filter(|shard| shard.group == id && owned.get(&shard.id).is_none_or(|owned| *owned < shard.epoch))
             .filter(|shard| is_here(shard) && !reader.has_gone(shard.id, shard.epoch));
         for shard in missing {
-            tracing::info!(group = %id, shard = %shard.id, epoch = shard.epoch.0, "a shard is taken over");
+            if shard.by != MoveId(0) {
+                tracing::info!(group = %id, shard = %shard.id, epoch = shard.epoch.0, "a shard that has moved here is taken over");
+            }
             let command = Command::Activate {
                 revision: Revision(0),
                 shard: shard.id,
