@@ -51,6 +51,8 @@ pub struct Facts {
     pub led: BTreeSet<GroupId>,
     /// Shards that were to be split in their middle, and have none.
     pub whole: BTreeSet<ShardId>,
+    /// [`Plan::apart`] of the round before.
+    pub was_apart: bool,
 }
 
 /// A thing to do.
@@ -69,6 +71,8 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// In words, for an operator.
     pub why: Vec<String>,
+    /// Two groups differ by too many requests: something is done about it if they still do in the next round.
+    pub apart: bool,
 }
 
 /// Shards that are split in one round.

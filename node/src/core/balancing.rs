@@ -129,7 +129,8 @@ impl<S: Store> Core<S> {
         let told = balancing.told.iter().flat_map(|(node, told)| told.loads.iter().map(|load| (*node, load)));
         let led = balancing.told.values().flat_map(|told| &told.led).copied().collect();
         let whole = balancing.whole.keys().copied().collect();
-        let mut facts = Facts { loads: load::sum(told), led, whole, ..Facts::default() };
+        let was_apart = balancing.plan.apart;
+        let mut facts = Facts { loads: load::sum(told), led, whole, was_apart, ..Facts::default() };
         let before = std::mem::take(&mut balancing.seen);
         for shard in &map.shards {
             let load =

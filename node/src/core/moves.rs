@@ -282,10 +282,11 @@ impl<S: Store> Core<S> {
         if told.is_some_and(|at| now.since(*at) < TELL_AGAIN_MICROS) {
             return;
         }
-        if told.is_none() {
+        let is_new = told.is_none();
+        let Some(leader) = self.leader_of(SHARDMASTER_GROUP) else { return };
+        if is_new {
             tracing::info!(group = %id, ?message, "the shardmaster is told");
         }
-        let Some(leader) = self.leader_of(SHARDMASTER_GROUP) else { return };
         self.moving.told.insert((id, change), now);
         match message {
             NodeMessage::Arrived { mv } if leader == self.config.me => self.shard_arrived(now, mv),

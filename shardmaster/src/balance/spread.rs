@@ -52,6 +52,10 @@ fn are_far_apart(most: u64, least: u64, fair: u64) -> bool {
     gap * 1000 > fair * TOO_FAR && gap.saturating_mul(gap) > fair.saturating_mul(WAVERING * WAVERING)
 }
 
+fn is_uneven(most: u64, least: u64, fair: u64) -> bool {
+    is_crowded(most, fair) || are_far_apart(most, least, fair)
+}
+
 /// A group is to give to one that has `gap` less.
 struct Give {
     from: GroupId,
@@ -77,8 +81,12 @@ impl Planner<'_> {
         }
         let fair = total / carried.len() as u64;
         let most = carried.values().max().copied().unwrap_or_default();
-        let uneven = |most: u64, least: u64, fair: u64| is_crowded(most, fair) || are_far_apart(most, least, fair);
-        if emptiest(&carried).is_some_and(|(_, least)| uneven(most, least, fair)) {
+        let Some((_, least)) = emptiest(&carried) else { return };
+        self.plan.apart = are_far_apart(most, least, fair);
+        // One look may be the first of a new leader, or at a group that stood still for a moment.
+        let lasts = self.facts.was_apart;
+        let uneven = |most: u64, least: u64, fair: u64| is_crowded(most, fair) || lasts && is_uneven(most, least, fair);
+        if uneven(most, least, fair) {
             self.split_busy(&carried, fair);
         }
         // Each time either a shard moves, and only so many may, or there is one group less to look at.
@@ -198,8 +206,11 @@ impl Planner<'_> {
         };
         let requests = self.carried(|shard| self.requests(shard));
         let shared: u64 = requests.values().sum::<u64>() / requests.len().max(1) as u64;
-        let after = requests.get(&to).unwrap_or(&0) + self.requests(shard);
-        if shared * requests.len() as u64 >= self.policy.requests_min && after * 1000 > shared * TOO_MUCH {
+        let of = |group: GroupId| requests.get(&group).copied().unwrap_or(0);
+        let rate = self.requests(shard);
+        let (after, rest) = (of(to) + rate, of(from).saturating_sub(rate));
+        // Else the requests would send it back.
+        if shared * requests.len() as u64 >= self.policy.requests_min && is_uneven(after, rest, shared) {
             return self
                 .say(format!("{from} holds more bytes than {to}, but {to} would get too many requests with {shard}"));
         }

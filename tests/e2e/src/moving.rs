@@ -63,7 +63,7 @@ impl Phase {
         Some(longest_gap(&self.answers)?.0 - self.begun?)
     }
 
-    /// The longest time in which no put to another shard was answered: what stops both is not the move.
+    /// The longest time in which no put to another shard was answered: what stops both is not the freezing.
     pub fn pause_elsewhere(&self) -> Duration {
         longest_gap(&self.answers_elsewhere).map_or(Duration::ZERO, |(_, gap)| gap)
     }
@@ -199,31 +199,36 @@ async fn move_over(admin: &mut AdminClient<Channel>) -> Result<(), HarnessError>
 /// Loads `bytes`, measures what writers get, and what they get while the shard moves, `moves` times.
 pub async fn run(bytes: u64, moves: u32, directory: PathBuf) -> Result<Moving, HarnessError> {
     let mut cluster = Cluster::start(System::Cloudpaxos, Layout::AllRoles, &directory).await?;
+    let measured = measure(&cluster, bytes, moves).await;
+    if !measured.as_ref().is_ok_and(|measured| bars::moves(measured).is_empty()) {
+        eprintln!("data and logs are kept in {}", cluster.keep().display());
+    }
+    measured
+}
+
+async fn measure(cluster: &Cluster, bytes: u64, moves: u32) -> Result<Moving, HarnessError> {
     let keys = bytes.div_ceil(u64::from(VALUE_BYTES)).max(1);
-    load(&cluster, keys, VALUE_BYTES).await?;
+    load(cluster, keys, VALUE_BYTES).await?;
     let endpoint = cluster.endpoints().into_iter().next().unwrap_or_default();
     let mut admin = AdminClient::new(channel(&endpoint));
     // Nothing else is to move meanwhile.
     let paused = PauseBalanceRequest { paused: true };
     admin.pause_balance(paused).await.map_err(|status| HarnessError::rpc("pausing the balancer")(status))?;
     let mut measured = Moving::default();
-    let writers = Writers::start(&cluster, keys, None);
+    let writers = Writers::start(cluster, keys, None);
     tokio::time::sleep(PHASE).await;
     measured.saturated = writers.end().await;
     let half = measured.saturated.rate() / 2.0;
-    let writers = Writers::start(&cluster, keys, Some(half));
+    let writers = Writers::start(cluster, keys, Some(half));
     tokio::time::sleep(PHASE).await;
     measured.half = writers.end().await;
     for _ in 0..moves {
-        let writers = Writers::start(&cluster, keys, Some(half));
+        let writers = Writers::start(cluster, keys, Some(half));
         move_over(&mut admin).await?;
         measured.moves.push(writers.end().await);
     }
-    let writers = Writers::start(&cluster, keys, None);
+    let writers = Writers::start(cluster, keys, None);
     move_over(&mut admin).await?;
     measured.saturated_move = writers.end().await;
-    if !bars::moves(&measured).is_empty() {
-        eprintln!("data and logs are kept in {}", cluster.keep().display());
-    }
     Ok(measured)
 }
