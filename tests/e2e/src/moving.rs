@@ -208,12 +208,12 @@ pub async fn run(bytes: u64, moves: u32, directory: PathBuf) -> Result<Moving, H
 
 async fn measure(cluster: &Cluster, bytes: u64, moves: u32) -> Result<Moving, HarnessError> {
     let keys = bytes.div_ceil(u64::from(VALUE_BYTES)).max(1);
-    load(cluster, keys, VALUE_BYTES).await?;
     let endpoint = cluster.endpoints().into_iter().next().unwrap_or_default();
     let mut admin = AdminClient::new(channel(&endpoint));
-    // Nothing else is to move meanwhile.
+    // Nothing else is to move meanwhile, and what is loaded is to stay in one shard.
     let paused = PauseBalanceRequest { paused: true };
     admin.pause_balance(paused).await.map_err(|status| HarnessError::rpc("pausing the balancer")(status))?;
+    load(cluster, keys, VALUE_BYTES).await?;
     let mut measured = Moving::default();
     let writers = Writers::start(cluster, keys, None);
     tokio::time::sleep(PHASE).await;
