@@ -121,14 +121,12 @@ impl<S: Store> Call<'_, S> {
         let due = self.state.arrivals.get(&id).filter(|incoming| incoming.mv == mv && incoming.at == *at);
         let Some(incoming) = due.cloned() else { return Ok(Outcome::WrongShard) };
         let decoded = match codec::decode::<Piece>(piece) {
-            Ok(decoded) if decoded.is_sound(id) => decoded,
+            Ok(decoded) if decoded.is_sound(id, at) => decoded,
             Ok(_) => return Ok(Outcome::Failed(OpError::Malformed(format!("a piece is none of {id}")))),
             Err(error) => return Ok(Outcome::Failed(OpError::Malformed(format!("a piece of {id}: {error}")))),
         };
         let space = self.keys.space(incoming.space);
-        for (key, row) in decoded.versions {
-            self.insert_version(&space, &key, row)?;
-        }
+        self.import_versions(&space, at, decoded.versions)?;
         self.import_changes(&space, at, decoded.changes)?;
         for executed in decoded.sessions {
             self.state.sessions.import(&executed, self.row);
@@ -144,6 +142,32 @@ impl<S: Store> Call<'_, S> {
         self.changed_arrivals.insert(id);
         self.mix(b'i', Revision(0), u64::from(crc32fast::hash(piece)));
         Ok(Outcome::Moved)
+    }
+
+    /// Versions come in order, before all changes, into a space that begins empty: but for the key that the piece
+    /// before may have begun, nothing of theirs can be there, and nothing need be looked up.
+    fn import_versions(
+        &mut self,
+        space: &SpaceKeys,
+        at: &Position,
+        versions: Vec<(Bytes, Bytes)>,
+    ) -> Result<(), StoreError> {
+        let begun = if let Position::Versions { key, .. } = at { Some(key) } else { None };
+        let mut last: Option<(Bytes, Revision)> = None;
+        for (key, row) in versions {
+            let revision = Head::parse(&row)?.mod_revision;
+            if begun == Some(&key) {
+                self.insert_version(space, &key, row)?;
+            } else {
+                match &last {
+                    Some((same, newer)) if *same == key && *newer == revision => {}
+                    Some((same, _)) if *same == key => self.overlay.put(space.history(&key, revision), row),
+                    Some(_) | None => self.overlay.put(space.latest(&key), row),
+                }
+            }
+            last = Some((key, revision));
+        }
+        Ok(())
     }
 
     fn import_changes(
@@ -177,7 +201,7 @@ impl<S: Store> Call<'_, S> {
     fn insert_version(&mut self, space: &SpaceKeys, key: &[u8], row: Bytes) -> Result<(), StoreError> {
         let revision = Head::parse(&row)?.mod_revision;
         let latest = space.latest(key);
-        let newest = match self.overlay.get(&latest)? {
+        let newest = match self.overlay.peek(&latest)? {
             Some(known) => Some((Head::parse(&known)?.mod_revision, known)),
             None => None,
         };

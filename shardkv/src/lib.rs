@@ -33,6 +33,7 @@ mod changes;
 pub mod codec;
 mod collect;
 pub mod command;
+mod dropped;
 mod exec;
 mod group;
 mod image;

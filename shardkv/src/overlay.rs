@@ -46,6 +46,13 @@ impl<V: View> View for Overlay<'_, V> {
         }
     }
 
+    fn peek(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        match self.rows.get(key) {
+            Some(pending) => Ok(pending.clone()),
+            None => self.base.peek(key),
+        }
+    }
+
     fn scan(&self, rows: &RowRange, visit: &mut Visit<'_>) -> Result<(), StoreError> {
         if rows.is_empty() {
             return Ok(());

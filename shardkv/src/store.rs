@@ -86,6 +86,11 @@ pub trait View {
     /// The value of a row.
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError>;
 
+    /// The same, of a row that will hardly be looked up again: no cache takes it in.
+    fn peek(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        self.get(key)
+    }
+
     /// Visits rows in ascending order, on a consistent snapshot taken at the start. An empty or
     /// inverted range holds no row.
     fn scan(&self, rows: &RowRange, visit: &mut Visit<'_>) -> Result<(), StoreError>;

@@ -323,6 +323,60 @@ fn a_frozen_shard_is_read_up_to_its_end_and_not_as_the_newest() {
     assert_eq!(read(&world, Revision(end.0 + 1), false), Err(ReadError::WrongShard));
 }
 
+/// Pieces are imported while an image is read: rows of later pieces are in it, and come again behind it.
+#[test]
+fn an_image_may_have_rows_of_pieces_that_come_behind_it() {
+    for seed in 0..200 {
+        let mut world = World::new(seed);
+        (0..30).for_each(|_| world.write());
+        let (shard, mv, epoch) = (SHARD, MoveId(1), Epoch(1));
+        world.groups[1].one(Command::Arrive { shard, bounds: bounds(), mv });
+        world.groups[0].one(Command::Depart { shard, epoch, mv });
+        let mut skipped = world.chance.below(12);
+        let (mut image, mut pieces, mut behind, mut frozen) = (None, Vec::new(), Vec::new(), false);
+        while !world.groups[1].group.reader().arrivals()[0].is_complete() {
+            match skipped.checked_sub(1) {
+                Some(left) => skipped = left,
+                None => {
+                    let source = image.get_or_insert_with(|| world.groups[1].group.snapshot().unwrap());
+                    let bytes = 1 + world.chance.below(100) as usize;
+                    (0..world.chance.below(3)).for_each(|_| pieces.extend(source.next_piece(bytes).unwrap()));
+                }
+            }
+            let at = world.groups[1].group.reader().arrivals().remove(0).at;
+            let bytes = 1 + world.chance.below(300) as usize;
+            let chunk = world.groups[0].group.reader().chunk(shard, mv, &at, bytes).unwrap();
+            let import = Command::Import { shard, mv, at, next: chunk.next, piece: chunk.piece };
+            assert_eq!(world.groups[1].one(import.clone()), Outcome::Moved);
+            behind.extend(image.is_some().then_some(import));
+            match frozen {
+                false if chunk.caught_up => {
+                    let revision = world.stamp();
+                    world.groups[0].one(Command::Freeze { revision, shard, mv });
+                    frozen = true;
+                }
+                false => (0..world.chance.below(3)).for_each(|_| world.write()),
+                true => {}
+            }
+        }
+        let Some(mut image) = image else { continue };
+        while let Some(piece) = image.next_piece(200).unwrap() {
+            pieces.push(piece);
+        }
+        let mut fresh = Replica::new(3);
+        let mut sink = fresh.group.begin_install().unwrap();
+        pieces.into_iter().for_each(|piece| sink.piece(piece).unwrap());
+        fresh.group.finish_install(sink).unwrap();
+        behind.into_iter().for_each(|import| assert_eq!(fresh.one(import), Outcome::Moved));
+        assert_eq!(fresh.group.hash(), world.groups[1].group.hash());
+        let (revision, epoch) = (world.stamp(), Epoch(2));
+        let activate = Command::Activate { revision, shard, bounds: bounds(), epoch, by: mv };
+        assert_eq!(fresh.one(activate), Outcome::Activated);
+        (world.groups[1], world.owner, world.epoch) = (fresh, 1, epoch);
+        world.compare();
+    }
+}
+
 /// A deletion of more keys than a row of the index holds is cut between pieces, wherever that may be.
 #[test]
 fn changes_of_one_revision_keep_their_order_however_they_are_cut() {

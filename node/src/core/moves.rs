@@ -38,9 +38,11 @@ const TELL_AGAIN_MICROS: u64 = 200_000;
 const REST_BYTES: usize = 64 << 10;
 /// For each moment that a piece takes, the copying pauses for so many.
 const COPYING_SHARE: u64 = 3;
-/// Every so many pieces of changes it is looked at whether less is left than before. If not, the shard is written faster
-/// than it is copied, and the copying pauses for one moment less.
+/// Every so many pieces of changes it is looked at whether less is left than before.
 const PIECES_PER_LOOK: u32 = 16;
+/// If it would take more than so many looks until nothing is left, the shard is written about as fast as it is copied, and
+/// the copying pauses for one moment less.
+const LOOKS_MAX: u64 = 32;
 /// No pause is longer.
 const PAUSE_MICROS_MAX: u64 = 250_000;
 /// Rounds of changes after which the rest is fetched, however much: a shard may be written as fast as it is
@@ -258,7 +260,7 @@ impl<S: Store> Core<S> {
         fetching.finish |= chunk.caught_up && (bytes <= REST_BYTES || fetching.rounds >= ROUNDS_MAX);
         if matches!(chunk.at, Position::Changes { .. }) {
             if fetching.pieces.is_multiple_of(PIECES_PER_LOOK) {
-                let shrinks = fetching.pieces == 0 || chunk.behind < fetching.left - fetching.left / 8;
+                let shrinks = fetching.pieces == 0 || chunk.behind < fetching.left - fetching.left / LOOKS_MAX;
                 fetching.hurry += u64::from(!shrinks);
                 fetching.left = chunk.behind;
             }

@@ -267,6 +267,10 @@ impl<S: Store> View for PatientStore<S> {
         self.store.get(key)
     }
 
+    fn peek(&self, key: &[u8]) -> Result<Option<bytes::Bytes>, StoreError> {
+        self.store.peek(key)
+    }
+
     fn scan(&self, rows: &RowRange, visit: &mut Visit<'_>) -> Result<(), StoreError> {
         self.store.scan(rows, visit)
     }

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 /// Writes may be impossible for so long when a leader is lost, in any partition that leaves a majority.
 const OUTAGE_MAX: Duration = Duration::from_secs(2);
-/// No put to a shard that moves waits for longer, under half the load that the cluster can bear.
+/// A shard that moves answers again before that, under half the load that the cluster can bear. Time in which the disk
+/// finishes nothing is not the move's, and not counted.
 const PAUSE_MAX: Duration = Duration::from_millis(200);
 /// Throughput while a shard moves, compared with before.
 const RATE_MIN: f64 = 0.6;
@@ -43,8 +44,12 @@ pub fn moves(seen: &Moving) -> Vec<String> {
         missed(share < RATE_MIN, format!("the rate fell to {:.0} % of that before", share * 100.0))
     };
     let pause = |phase: &Phase| {
-        let pause = phase.pause();
-        missed(pause >= PAUSE_MAX, format!("no put to the shard was answered for {pause:.0?}"))
+        let pause = phase.own_pause();
+        let whole = phase.pause();
+        missed(
+            pause >= PAUSE_MAX,
+            format!("no put to the shard was answered for {pause:.0?} of {whole:.0?} while the disk worked"),
+        )
     };
     let halves = seen.moves.iter().flat_map(|phase| [failed(phase), slow(phase, &seen.half), pause(phase)]);
     let all = [failed(&seen.saturated_move), slow(&seen.saturated_move, &seen.saturated)];
@@ -68,6 +73,7 @@ pub fn idle(shares: &[f64]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Instant;
 
     #[test]
     fn a_bar_that_is_missed_is_named() {
@@ -101,5 +107,11 @@ mod tests {
         };
         assert_eq!(moves(&moving(phase(300, 0, 1))), Vec::<String>::new());
         assert_eq!(moves(&moving(phase(299, 1, 1))).len(), 2);
+        let begin = Instant::now();
+        let at = |millis| begin + Duration::from_millis(millis);
+        let paused = |standstills| Phase { answers: vec![at(0), at(250)], standstills, ..phase(500, 0, 1) };
+        assert_eq!(moves(&moving(paused(Vec::new()))).len(), 1);
+        assert_eq!(moves(&moving(paused(vec![(at(30), at(60))]))).len(), 1);
+        assert_eq!(moves(&moving(paused(vec![(at(30), at(100))]))), Vec::<String>::new());
     }
 }

@@ -260,6 +260,11 @@ impl Cluster {
         None
     }
 
+    /// Where data and logs lie.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// Keeps data and logs for inspection when the cluster is dropped; says where they are.
     pub fn keep(&mut self) -> &Path {
         self.kept = true;

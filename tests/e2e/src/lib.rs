@@ -14,6 +14,7 @@ pub mod bars;
 pub mod client;
 pub mod cluster;
 pub mod crash;
+pub mod disk;
 pub mod error;
 pub mod failover;
 pub mod hosts;

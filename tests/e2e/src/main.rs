@@ -219,7 +219,8 @@ async fn run(Arguments { command, directory }: Arguments) -> Result<(), HarnessE
             let line = |what: &str, phase: &moving::Phase| {
                 println!(
                     "{what}: {:.0} puts/s in {:.1?}, {} failed; of the shard's p50 {:.1?}, p99 {:.1?}, the longest {:.1?}; the \
-                     longest pause {:.1?} after {:.1?}, of another shard {:.1?}",
+                     longest pause {:.1?} after {:.1?}, of another shard {:.1?}; the disk stood still for {:.0?}, without that the \
+                     longest is {:.1?}",
                     phase.rate(),
                     phase.length,
                     phase.failed,
@@ -228,7 +229,9 @@ async fn run(Arguments { command, directory }: Arguments) -> Result<(), HarnessE
                     phase.quantile(1.0),
                     phase.pause(),
                     phase.paused_after().unwrap_or_default(),
-                    phase.pause_elsewhere()
+                    phase.pause_elsewhere(),
+                    phase.standstill(),
+                    phase.own_pause()
                 );
             };
             line("saturated", &measured.saturated);

@@ -4,6 +4,7 @@ use crate::HarnessError;
 use crate::bars;
 use crate::client::{channel, kv};
 use crate::cluster::Cluster;
+use crate::disk::{self, DiskWatch, Standstill};
 use crate::restart::load;
 use crate::system::{Layout, System};
 use bytes::Bytes;
@@ -20,8 +21,10 @@ use tonic::transport::Channel;
 /// Writers at a time; every second one writes to the shard that moves.
 const WRITERS: u64 = 32;
 const VALUE_BYTES: u32 = 1024;
-/// How long each phase without a move lasts.
-const PHASE: Duration = Duration::from_secs(5);
+/// How long it is looked at how many puts go. In the first seconds more do: nothing has to be compacted yet.
+const SATURATION: Duration = Duration::from_secs(30);
+/// How long half of them are looked at.
+const PHASE: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(20);
 /// A move that takes longer has failed.
 const MOVE_LIMIT: Duration = Duration::from_secs(300);
@@ -45,6 +48,8 @@ pub struct Phase {
     pub(crate) answers_elsewhere: Vec<Instant>,
     /// When it began.
     pub(crate) begun: Option<Instant>,
+    /// When the disk under it stood still.
+    pub(crate) standstills: Vec<Standstill>,
 }
 
 impl Phase {
@@ -56,6 +61,20 @@ impl Phase {
     /// The longest time in which no put to the shard that moves was answered.
     pub fn pause(&self) -> Duration {
         longest_gap(&self.answers).map_or(Duration::ZERO, |(_, gap)| gap)
+    }
+
+    /// The same, less the time in which the disk had requests and finished none.
+    pub fn own_pause(&self) -> Duration {
+        let own = |pair: &[Instant]| {
+            let still = disk::stood_still(&self.standstills, (pair[0], pair[1]));
+            (pair[1] - pair[0]).saturating_sub(still)
+        };
+        self.answers.windows(2).map(own).max().unwrap_or_default()
+    }
+
+    /// The longest time in which the disk finished nothing.
+    pub fn standstill(&self) -> Duration {
+        self.standstills.iter().map(|(from, to)| *to - *from).max().unwrap_or_default()
     }
 
     /// When that was, from the phase's beginning on.
@@ -96,6 +115,7 @@ pub struct Moving {
 struct Writers {
     stop: Arc<AtomicBool>,
     begun: Instant,
+    disk: Option<DiskWatch>,
     tasks: JoinSet<Phase>,
 }
 
@@ -111,13 +131,15 @@ impl Writers {
             let channel = channels[writer as usize % channels.len()].clone();
             tasks.spawn(write(channel, writer, keys, pace, stop.clone(), numbers.clone()));
         }
-        Writers { stop, begun: Instant::now(), tasks }
+        let disk = DiskWatch::start(cluster.directory());
+        Writers { stop, begun: Instant::now(), disk, tasks }
     }
 
     async fn end(mut self) -> Phase {
         self.stop.store(true, Ordering::Relaxed);
         let (length, begun) = (self.begun.elapsed(), Some(self.begun));
-        let mut phase = Phase { length, begun, ..Phase::default() };
+        let standstills = self.disk.take().map(DiskWatch::end).unwrap_or_default();
+        let mut phase = Phase { length, begun, standstills, ..Phase::default() };
         while let Some(one) = self.tasks.join_next().await {
             let one = one.expect("a writer's task does not panic");
             phase.puts += one.puts;
@@ -196,6 +218,19 @@ async fn move_over(admin: &mut AdminClient<Channel>) -> Result<(), HarnessError>
     Err(wrong("it does not end"))
 }
 
+/// Compacts the history that was written up to now, as operators do every few minutes: it would move with the shard, and each
+/// move would take longer than the one before.
+async fn compact(endpoint: &str) -> Result<(), HarnessError> {
+    let failed = |status| HarnessError::rpc("compacting the history")(status);
+    let mut client = kv(channel(endpoint));
+    let key = Bytes::from_static(LOADED);
+    let asked = pb::RangeRequest { key, count_only: true, ..Default::default() };
+    let header = client.range(asked).await.map_err(failed)?.into_inner().header;
+    let revision = header.unwrap_or_default().revision;
+    client.compact(pb::CompactionRequest { revision, physical: false }).await.map_err(failed)?;
+    Ok(())
+}
+
 /// Loads `bytes`, measures what writers get, and what they get while the shard moves, `moves` times.
 pub async fn run(bytes: u64, moves: u32, directory: PathBuf) -> Result<Moving, HarnessError> {
     let mut cluster = Cluster::start(System::Cloudpaxos, Layout::AllRoles, &directory).await?;
@@ -216,17 +251,19 @@ async fn measure(cluster: &Cluster, bytes: u64, moves: u32) -> Result<Moving, Ha
     load(cluster, keys, VALUE_BYTES).await?;
     let mut measured = Moving::default();
     let writers = Writers::start(cluster, keys, None);
-    tokio::time::sleep(PHASE).await;
+    tokio::time::sleep(SATURATION).await;
     measured.saturated = writers.end().await;
     let half = measured.saturated.rate() / 2.0;
     let writers = Writers::start(cluster, keys, Some(half));
     tokio::time::sleep(PHASE).await;
     measured.half = writers.end().await;
     for _ in 0..moves {
+        compact(&endpoint).await?;
         let writers = Writers::start(cluster, keys, Some(half));
         move_over(&mut admin).await?;
         measured.moves.push(writers.end().await);
     }
+    compact(&endpoint).await?;
     let writers = Writers::start(cluster, keys, None);
     move_over(&mut admin).await?;
     measured.saturated_move = writers.end().await;

@@ -1,0 +1,140 @@
+//! When the disk under a measurement stood still: it had requests, and finished none. Whoever waits for a sync waits then,
+//! whatever the store does.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// How often it is looked.
+const LOOK: Duration = Duration::from_millis(5);
+/// What is shorter is not worth telling.
+const STANDSTILL_MIN: Duration = Duration::from_millis(20);
+
+/// From when to when a disk stood still.
+pub type Standstill = (Instant, Instant);
+
+/// Looks at a disk on a thread of its own.
+#[derive(Debug)]
+pub struct DiskWatch {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Vec<Standstill>>,
+}
+
+/// What a disk said.
+#[derive(Clone, Copy, Debug)]
+struct Look {
+    at: Instant,
+    /// Reads, writes, discards and flushes so far.
+    finished: u64,
+    in_flight: u64,
+}
+
+impl DiskWatch {
+    /// Watches the disk that `directory` lies on. `None` if none is known: a file system in memory, or one over several disks.
+    pub fn start(directory: &Path) -> Option<DiskWatch> {
+        let device = std::fs::metadata(directory).ok()?.dev();
+        let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+        let figures = PathBuf::from(format!("/sys/dev/block/{major}:{minor}/stat"));
+        read(&figures)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let thread = std::thread::Builder::new().name("disk".into()).spawn(move || {
+            let mut watched = Standstills::default();
+            while !stopped.load(Ordering::Relaxed) {
+                if let Some(look) = read(&figures) {
+                    watched.look(look);
+                }
+                std::thread::sleep(LOOK);
+            }
+            watched.end()
+        });
+        Some(DiskWatch { stop, thread: thread.ok()? })
+    }
+
+    /// When it stood still, in order.
+    pub fn end(self) -> Vec<Standstill> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap_or_default()
+    }
+}
+
+/// As Documentation/block/stat.rst of Linux says.
+fn read(figures: &Path) -> Option<Look> {
+    let text = std::fs::read_to_string(figures).ok()?;
+    let fields: Vec<u64> = text.split_whitespace().filter_map(|field| field.parse().ok()).collect();
+    let finished = [0, 4, 11, 15].into_iter().filter_map(|at| fields.get(at)).sum();
+    Some(Look { at: Instant::now(), finished, in_flight: *fields.get(8)? })
+}
+
+/// Finds them from one look to the next. A watcher that was not given a core for long finds none then: more is finished when it
+/// looks again.
+#[derive(Debug, Default)]
+struct Standstills {
+    /// The first look since which nothing was finished, and the last.
+    still: Option<(Look, Instant)>,
+    found: Vec<Standstill>,
+}
+
+impl Standstills {
+    fn look(&mut self, look: Look) {
+        match &mut self.still {
+            Some((first, last)) if first.finished == look.finished && look.in_flight > 0 => *last = look.at,
+            _ => {
+                self.keep();
+                self.still = (look.in_flight > 0).then_some((look, look.at));
+            }
+        }
+    }
+
+    fn keep(&mut self) {
+        if let Some((first, last)) = self.still.take()
+            && last - first.at >= STANDSTILL_MIN
+        {
+            self.found.push((first.at, last));
+        }
+    }
+
+    fn end(mut self) -> Vec<Standstill> {
+        self.keep();
+        self.found
+    }
+}
+
+/// For how long a disk stood still between two moments.
+pub fn stood_still(standstills: &[Standstill], (from, to): (Instant, Instant)) -> Duration {
+    standstills.iter().map(|(begin, end)| (*end).min(to).saturating_duration_since((*begin).max(from))).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_standstill_is_requests_and_none_finished() {
+        let begin = Instant::now();
+        let at = |millis| begin + Duration::from_millis(millis);
+        let mut watched = Standstills::default();
+        let looks = [
+            (0, 10, 0),
+            (30, 10, 0), // idle
+            (60, 10, 2),
+            (90, 10, 5), // still
+            (120, 10, 5),
+            (150, 11, 4), // one was finished
+            (165, 11, 4), // too short
+            (170, 90, 4),
+            (300, 99, 4), // it was not looked at in between
+            (330, 99, 1),
+        ];
+        for (millis, finished, in_flight) in looks {
+            watched.look(Look { at: at(millis), finished, in_flight });
+        }
+        let found = watched.end();
+        assert_eq!(found, [(at(60), at(120)), (at(300), at(330))]);
+        assert_eq!(stood_still(&found, (at(100), at(310))), Duration::from_millis(30));
+        assert_eq!(stood_still(&found, (at(130), at(290))), Duration::ZERO);
+    }
+}
