@@ -144,8 +144,10 @@ impl<S: Store> Call<'_, S> {
         Ok(Outcome::Moved)
     }
 
-    /// Versions come in order, before all changes, into a space that begins empty: but for the key that the piece
-    /// before may have begun, nothing of theirs can be there, and nothing need be looked up.
+    /// Versions come in order, before all changes, into a space that begins empty: nothing of theirs is there but for the
+    /// key that the piece before may have begun, and nothing need be looked up. An image may have brought what later
+    /// pieces brought to the replica that it was read from: then a newest row is set back here, until those pieces
+    /// come again; nobody reads the shard before they have.
     fn import_versions(
         &mut self,
         space: &SpaceKeys,

@@ -79,7 +79,7 @@ pub(crate) struct Source<S: Store> {
     revision: Revision,
     install: u64,
     /// Spaces of shards that arrive. Their revisions are another group's: what is imported while they are read
-    /// is in the image, and imported again from the log, which changes nothing.
+    /// is in the image, and imported again from the log, which comes to the same in the end.
     arriving: BTreeSet<SpaceId>,
     todo: VecDeque<Todo>,
     rows: u64,

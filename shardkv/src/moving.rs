@@ -13,8 +13,9 @@
 //! ```
 //!
 //! The copy goes through D's log, piece by piece, and a piece says where it was read: any replica of D can
-//! go on. Versions do not change and may be put in twice and in any order, so it does not matter either
-//! what replica of S they were read from, or which history it had collected below the floor.
+//! go on. Versions do not change, so it does not matter either what replica of S they were read from, or which
+//! history it had collected below the floor. Those up to R come once and in the order of their keys; those of
+//! changes find their place among the ones that are there.
 //!
 //! Invariants:
 //! - R is closed by S's log alone: at [`Command::Depart`](crate::command::Command::Depart) nothing at or
@@ -370,66 +371,4 @@ impl<S: Store> Filling<'_, S> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::command::{Batch, Command, Outcome};
-    use crate::store::View;
-    use crate::{DataGroup, MemoryStore};
-    use paxos::{GroupId, StateMachine};
-    use std::sync::Arc;
-
-    fn version(revision: u64) -> Bytes {
-        crate::record::live(Revision(revision), Revision(1), 1, 0, b"value")
-    }
-
-    /// What applies a piece looks nothing up for versions: they must come in order.
-    #[test]
-    fn versions_out_of_order_are_not_sound() {
-        let at = Position::Versions { key: "b".into(), below: Revision(u64::MAX) };
-        let sound = |at: &Position, versions: &[(&'static str, u64)]| {
-            let versions = versions.iter().map(|(key, revision)| ((*key).into(), version(*revision))).collect();
-            Piece { versions, ..Piece::default() }.is_sound(ShardId(1), at)
-        };
-        assert!(sound(&at, &[("b", 9), ("b", 3), ("b", 3), ("c", 1), ("d", 7)]));
-        assert!(!sound(&at, &[("a", 9)]), "before where it was read");
-        assert!(!sound(&at, &[("c", 1), ("b", 9)]), "keys the other way round");
-        assert!(!sound(&at, &[("b", 3), ("b", 9)]), "the oldest first");
-        let changes = Position::Changes { from: Revision(1), skip: 0 };
-        assert!(sound(&changes, &[]) && !sound(&changes, &[("b", 9)]), "versions behind changes");
-    }
-
-    /// A key is overwritten between the reading of its newest version and that of its history, which has that version by then;
-    /// and a piece ends among its versions.
-    #[test]
-    fn a_version_that_was_read_twice_is_there_once() {
-        let store = Arc::new(MemoryStore::new());
-        let mut group = DataGroup::open(store.clone(), GroupId(2), 1).expect("an empty store");
-        let (shard, mv, bounds) = (ShardId(1), MoveId(1), Bounds::default());
-        let mut apply = |command: Command| {
-            let entry = codec::encode(&Batch { commands: vec![command] });
-            let outcomes = group.apply(&[(group.applied().next(), entry)]).expect("a store in memory");
-            assert_eq!(outcomes, [[Outcome::Moved]]);
-        };
-        apply(Command::Arrive { shard, bounds: bounds.clone(), mv });
-        let middle = Position::Versions { key: "b".into(), below: Revision(3) };
-        let end = Position::Changes { from: Revision(1), skip: 0 };
-        let mut import = |at: &Position, next: &Position, versions: &[(&'static str, u64)]| {
-            let versions = versions.iter().map(|(key, revision)| ((*key).into(), version(*revision))).collect();
-            let piece = codec::encode(&Piece { versions, ..Piece::default() });
-            apply(Command::Import { shard, mv, at: at.clone(), next: next.clone(), piece });
-        };
-        import(&Position::start(&bounds), &middle, &[("a", 9), ("a", 9), ("a", 4), ("b", 7)]);
-        import(&middle, &end, &[("b", 3), ("b", 2), ("c", 8)]);
-        let space = group.reader().arrivals().remove(0).space;
-        let keys = crate::key::GroupKeys::new(GroupId(2)).space(space);
-        let mut rows = Vec::new();
-        let mut visit = |key: &[u8], row: &[u8]| {
-            rows.push((key.to_vec(), Head::parse(row)?.mod_revision.0));
-            Ok(ControlFlow::Continue(()))
-        };
-        store.scan(&keys.all(), &mut visit).expect("a store in memory");
-        let latest = [("a", 9), ("b", 7), ("c", 8)].map(|(key, at)| (keys.latest(key.as_bytes()), at));
-        let older = [("a", 4), ("b", 3), ("b", 2)].map(|(key, at)| (keys.history(key.as_bytes(), Revision(at)), at));
-        assert_eq!(rows, [older, latest].concat());
-    }
-}
+mod tests;

@@ -86,7 +86,7 @@ pub trait View {
     /// The value of a row.
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError>;
 
-    /// The same, of a row that will hardly be looked up again: no cache takes it in.
+    /// The same, of a row that will hardly be looked up again: a cache of rows does not keep it.
     fn peek(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         self.get(key)
     }

@@ -326,6 +326,7 @@ fn a_frozen_shard_is_read_up_to_its_end_and_not_as_the_newest() {
 /// Pieces are imported while an image is read: rows of later pieces are in it, and come again behind it.
 #[test]
 fn an_image_may_have_rows_of_pieces_that_come_behind_it() {
+    let mut images = 0;
     for seed in 0..200 {
         let mut world = World::new(seed);
         (0..30).for_each(|_| world.write());
@@ -374,7 +375,9 @@ fn an_image_may_have_rows_of_pieces_that_come_behind_it() {
         assert_eq!(fresh.one(activate), Outcome::Activated);
         (world.groups[1], world.owner, world.epoch) = (fresh, 1, epoch);
         world.compare();
+        images += 1;
     }
+    assert!(images > 100, "{images} images");
 }
 
 /// A deletion of more keys than a row of the index holds is cut between pieces, wherever that may be.

@@ -11,6 +11,8 @@ const OUTAGE_MAX: Duration = Duration::from_secs(2);
 /// A shard that moves answers again before that, under half the load that the cluster can bear. Time in which the disk
 /// finishes nothing is not the move's, and not counted.
 const PAUSE_MAX: Duration = Duration::from_millis(200);
+/// And before that whatever the disk does, to which the move adds its own work.
+const WHOLE_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// Throughput while a shard moves, compared with before.
 const RATE_MIN: f64 = 0.6;
 /// A hot range is spread within this.
@@ -44,11 +46,13 @@ pub fn moves(seen: &Moving) -> Vec<String> {
         missed(share < RATE_MIN, format!("the rate fell to {:.0} % of that before", share * 100.0))
     };
     let pause = |phase: &Phase| {
-        let pause = phase.own_pause();
-        let whole = phase.pause();
+        let ((own, with_disk), whole) = (phase.own_pause(), phase.pause());
         missed(
-            pause >= PAUSE_MAX,
-            format!("no put to the shard was answered for {pause:.0?} of {whole:.0?} while the disk worked"),
+            own >= PAUSE_MAX || whole >= WHOLE_PAUSE_MAX,
+            format!(
+                "no put to the shard was answered for {own:.0?} while the disk worked ({with_disk:.0?} in all), and for \
+                 {whole:.0?} whatever the disk did"
+            ),
         )
     };
     let halves = seen.moves.iter().flat_map(|phase| [failed(phase), slow(phase, &seen.half), pause(phase)]);
@@ -109,9 +113,16 @@ mod tests {
         assert_eq!(moves(&moving(phase(299, 1, 1))).len(), 2);
         let begin = Instant::now();
         let at = |millis| begin + Duration::from_millis(millis);
-        let paused = |standstills| Phase { answers: vec![at(0), at(250)], standstills, ..phase(500, 0, 1) };
-        assert_eq!(moves(&moving(paused(Vec::new()))).len(), 1);
-        assert_eq!(moves(&moving(paused(vec![(at(30), at(60))]))).len(), 1);
-        assert_eq!(moves(&moving(paused(vec![(at(30), at(100))]))), Vec::<String>::new());
+        let paused = |millis, standstill: Option<(u64, u64)>| Phase {
+            answers: vec![at(0), at(millis)],
+            standstills: standstill.map(|(from, to)| vec![(at(from), at(to))]),
+            ..phase(500, 0, 1)
+        };
+        let missed = |millis, standstill| moves(&moving(paused(millis, standstill))).len();
+        assert_eq!(missed(250, None), 1, "nobody could see the disk");
+        assert_eq!(missed(350, Some((30, 150))), 1, "230 ms are ours");
+        assert_eq!(missed(350, Some((30, 190))), 0);
+        assert_eq!(missed(350, Some((400, 900))), 1, "it stood still afterwards");
+        assert_eq!(missed(1_000, Some((0, 990))), 1, "too long for anything");
     }
 }

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 /// How often it is looked.
 const LOOK: Duration = Duration::from_millis(5);
-/// What is shorter is not worth telling.
-const STANDSTILL_MIN: Duration = Duration::from_millis(20);
+/// A disk that is slow, or has much to do, finishes something sooner.
+const STANDSTILL_MIN: Duration = Duration::from_millis(100);
 
 /// From when to when a disk stood still.
 pub type Standstill = (Instant, Instant);
@@ -20,7 +20,7 @@ pub type Standstill = (Instant, Instant);
 #[derive(Debug)]
 pub struct DiskWatch {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<Vec<Standstill>>,
+    thread: Option<JoinHandle<Vec<Standstill>>>,
 }
 
 /// What a disk said.
@@ -51,20 +51,27 @@ impl DiskWatch {
             }
             watched.end()
         });
-        Some(DiskWatch { stop, thread: thread.ok()? })
+        Some(DiskWatch { stop, thread: Some(thread.ok()?) })
     }
 
     /// When it stood still, in order.
-    pub fn end(self) -> Vec<Standstill> {
+    pub fn end(mut self) -> Vec<Standstill> {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap_or_default()
+        self.thread.take().and_then(|thread| thread.join().ok()).unwrap_or_default()
     }
 }
 
-/// As Documentation/block/stat.rst of Linux says.
+impl Drop for DiskWatch {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// As Documentation/block/stat.rst of Linux says. (Of a partition no flushes are counted: what waits for those alone is not
+/// found.)
 fn read(figures: &Path) -> Option<Look> {
     let text = std::fs::read_to_string(figures).ok()?;
-    let fields: Vec<u64> = text.split_whitespace().filter_map(|field| field.parse().ok()).collect();
+    let fields: Vec<u64> = text.split_whitespace().map(|field| field.parse().ok()).collect::<Option<_>>()?;
     let finished = [0, 4, 11, 15].into_iter().filter_map(|at| fields.get(at)).sum();
     Some(Look { at: Instant::now(), finished, in_flight: *fields.get(8)? })
 }
@@ -119,22 +126,22 @@ mod tests {
         let mut watched = Standstills::default();
         let looks = [
             (0, 10, 0),
-            (30, 10, 0), // idle
-            (60, 10, 2),
-            (90, 10, 5), // still
-            (120, 10, 5),
-            (150, 11, 4), // one was finished
-            (165, 11, 4), // too short
-            (170, 90, 4),
-            (300, 99, 4), // it was not looked at in between
-            (330, 99, 1),
+            (150, 10, 0), // idle
+            (300, 10, 2),
+            (390, 10, 5), // still
+            (420, 10, 5),
+            (450, 11, 4), // one was finished
+            (500, 11, 4), // too short
+            (510, 90, 4),
+            (900, 99, 4), // it was not looked at in between
+            (1030, 99, 1),
         ];
         for (millis, finished, in_flight) in looks {
             watched.look(Look { at: at(millis), finished, in_flight });
         }
         let found = watched.end();
-        assert_eq!(found, [(at(60), at(120)), (at(300), at(330))]);
-        assert_eq!(stood_still(&found, (at(100), at(310))), Duration::from_millis(30));
-        assert_eq!(stood_still(&found, (at(130), at(290))), Duration::ZERO);
+        assert_eq!(found, [(at(300), at(420)), (at(900), at(1030))]);
+        assert_eq!(stood_still(&found, (at(400), at(910))), Duration::from_millis(30));
+        assert_eq!(stood_still(&found, (at(430), at(890))), Duration::ZERO);
     }
 }

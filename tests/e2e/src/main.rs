@@ -217,10 +217,15 @@ async fn run(Arguments { command, directory }: Arguments) -> Result<(), HarnessE
         Command::Move { bytes, moves, bar } => {
             let measured = moving::run(bytes, moves, directory).await?;
             let line = |what: &str, phase: &moving::Phase| {
+                let disk = match phase.stood_still() {
+                    Some(still) => {
+                        format!("for {still:.0?} the disk finished nothing, without that {:.1?}", phase.own_pause().0)
+                    }
+                    None => "what its disk did is not known".to_owned(),
+                };
                 println!(
                     "{what}: {:.0} puts/s in {:.1?}, {} failed; of the shard's p50 {:.1?}, p99 {:.1?}, the longest {:.1?}; the \
-                     longest pause {:.1?} after {:.1?}, of another shard {:.1?}; the disk stood still for {:.0?}, without that the \
-                     longest is {:.1?}",
+                     longest pause {:.1?} after {:.1?}, of another shard {:.1?}; {disk}",
                     phase.rate(),
                     phase.length,
                     phase.failed,
@@ -229,9 +234,7 @@ async fn run(Arguments { command, directory }: Arguments) -> Result<(), HarnessE
                     phase.quantile(1.0),
                     phase.pause(),
                     phase.paused_after().unwrap_or_default(),
-                    phase.pause_elsewhere(),
-                    phase.standstill(),
-                    phase.own_pause()
+                    phase.pause_elsewhere()
                 );
             };
             line("saturated", &measured.saturated);

@@ -48,8 +48,8 @@ pub struct Phase {
     pub(crate) answers_elsewhere: Vec<Instant>,
     /// When it began.
     pub(crate) begun: Option<Instant>,
-    /// When the disk under it stood still.
-    pub(crate) standstills: Vec<Standstill>,
+    /// When the disk under it stood still; `None` if nobody could see.
+    pub(crate) standstills: Option<Vec<Standstill>>,
 }
 
 impl Phase {
@@ -60,31 +60,31 @@ impl Phase {
 
     /// The longest time in which no put to the shard that moves was answered.
     pub fn pause(&self) -> Duration {
-        longest_gap(&self.answers).map_or(Duration::ZERO, |(_, gap)| gap)
+        longest_gap(self.begun, &self.answers).map_or(Duration::ZERO, |(_, gap)| gap)
     }
 
-    /// The same, less the time in which the disk had requests and finished none.
-    pub fn own_pause(&self) -> Duration {
-        let own = |pair: &[Instant]| {
-            let still = disk::stood_still(&self.standstills, (pair[0], pair[1]));
-            (pair[1] - pair[0]).saturating_sub(still)
+    /// The same, less the time in which the disk had requests and finished none; and how long it was with that.
+    pub fn own_pause(&self) -> (Duration, Duration) {
+        let own = |(from, gap): (Instant, Duration)| {
+            let still = disk::stood_still(self.standstills.as_deref().unwrap_or_default(), (from, from + gap));
+            (gap.saturating_sub(still), gap)
         };
-        self.answers.windows(2).map(own).max().unwrap_or_default()
+        gaps(self.begun, &self.answers).map(own).max().unwrap_or_default()
     }
 
-    /// The longest time in which the disk finished nothing.
-    pub fn standstill(&self) -> Duration {
-        self.standstills.iter().map(|(from, to)| *to - *from).max().unwrap_or_default()
+    /// For how long the disk finished nothing, in all; `None` if nobody could see.
+    pub fn stood_still(&self) -> Option<Duration> {
+        Some(self.standstills.as_ref()?.iter().map(|(from, to)| *to - *from).sum())
     }
 
-    /// When that was, from the phase's beginning on.
+    /// When the longest pause was, from the phase's beginning on.
     pub fn paused_after(&self) -> Option<Duration> {
-        Some(longest_gap(&self.answers)?.0 - self.begun?)
+        Some(longest_gap(self.begun, &self.answers)?.0 - self.begun?)
     }
 
     /// The longest time in which no put to another shard was answered: what stops both is not the freezing.
     pub fn pause_elsewhere(&self) -> Duration {
-        longest_gap(&self.answers_elsewhere).map_or(Duration::ZERO, |(_, gap)| gap)
+        longest_gap(self.begun, &self.answers_elsewhere).map_or(Duration::ZERO, |(_, gap)| gap)
     }
 
     /// How long this share of the puts took at most.
@@ -94,9 +94,14 @@ impl Phase {
     }
 }
 
-/// When it began, and how long it was.
-fn longest_gap(answers: &[Instant]) -> Option<(Instant, Duration)> {
-    answers.windows(2).map(|pair| (pair[0], pair[1] - pair[0])).max_by_key(|(_, gap)| *gap)
+/// From when on nothing was answered, and for how long; the first from the beginning on.
+fn gaps(begun: Option<Instant>, answers: &[Instant]) -> impl Iterator<Item = (Instant, Duration)> {
+    let begins = begun.into_iter().chain(answers.iter().copied());
+    begins.zip(answers.iter().skip(usize::from(begun.is_none()))).map(|(from, to)| (from, *to - from))
+}
+
+fn longest_gap(begun: Option<Instant>, answers: &[Instant]) -> Option<(Instant, Duration)> {
+    gaps(begun, answers).max_by_key(|(_, gap)| *gap)
 }
 
 /// What was measured.
@@ -138,7 +143,7 @@ impl Writers {
     async fn end(mut self) -> Phase {
         self.stop.store(true, Ordering::Relaxed);
         let (length, begun) = (self.begun.elapsed(), Some(self.begun));
-        let standstills = self.disk.take().map(DiskWatch::end).unwrap_or_default();
+        let standstills = self.disk.take().map(DiskWatch::end);
         let mut phase = Phase { length, begun, standstills, ..Phase::default() };
         while let Some(one) = self.tasks.join_next().await {
             let one = one.expect("a writer's task does not panic");
@@ -181,16 +186,18 @@ async fn write(
             due = Instant::now();
         }
         let put = pb::PutRequest { key: key.into(), value: value.clone(), ..Default::default() };
-        match client.put(put).await {
-            Ok(_) => phase.puts += 1,
-            Err(_) => phase.failed += 1,
+        let answered = client.put(put).await.is_ok();
+        let now = Instant::now();
+        match answered {
+            true => phase.puts += 1,
+            false => phase.failed += 1,
         }
         match moving {
             true => {
-                phase.latencies.push(due.elapsed());
-                phase.answers.push(Instant::now());
+                phase.latencies.push(now - due);
+                phase.answers.extend(answered.then_some(now));
             }
-            false => phase.answers_elsewhere.push(Instant::now()),
+            false => phase.answers_elsewhere.extend(answered.then_some(now)),
         }
     }
     phase
