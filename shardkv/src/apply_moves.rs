@@ -121,12 +121,13 @@ impl<S: Store> Call<'_, S> {
         let due = self.state.arrivals.get(&id).filter(|incoming| incoming.mv == mv && incoming.at == *at);
         let Some(incoming) = due.cloned() else { return Ok(Outcome::WrongShard) };
         let decoded = match codec::decode::<Piece>(piece) {
-            Ok(decoded) if decoded.is_sound(id, at) => decoded,
+            Ok(decoded) if decoded.is_sound(id) => decoded,
             Ok(_) => return Ok(Outcome::Failed(OpError::Malformed(format!("a piece is none of {id}")))),
             Err(error) => return Ok(Outcome::Failed(OpError::Malformed(format!("a piece of {id}: {error}")))),
         };
         let space = self.keys.space(incoming.space);
-        self.import_versions(&space, at, decoded.versions)?;
+        let in_order = decoded.versions_are_in_order(at);
+        self.import_versions(&space, at, decoded.versions, in_order)?;
         self.import_changes(&space, at, decoded.changes)?;
         for executed in decoded.sessions {
             self.state.sessions.import(&executed, self.row);
@@ -147,18 +148,19 @@ impl<S: Store> Call<'_, S> {
     /// Versions come in order, before all changes, into a space that begins empty: nothing of theirs is there but for the
     /// key that the piece before may have begun, and nothing need be looked up. An image may have brought what later
     /// pieces brought to the replica that it was read from: then a newest row is set back here, until those pieces
-    /// come again; nobody reads the shard before they have.
+    /// come again; nobody reads the shard before they have. Versions out of order, which nobody sends, find their places.
     fn import_versions(
         &mut self,
         space: &SpaceKeys,
         at: &Position,
         versions: Vec<(Bytes, Bytes)>,
+        in_order: bool,
     ) -> Result<(), StoreError> {
         let begun = if let Position::Versions { key, .. } = at { Some(key) } else { None };
         let mut last: Option<(Bytes, Revision)> = None;
         for (key, row) in versions {
             let revision = Head::parse(&row)?.mod_revision;
-            if begun == Some(&key) {
+            if begun == Some(&key) || !in_order {
                 self.insert_version(space, &key, row)?;
             } else {
                 match &last {

@@ -119,9 +119,13 @@ impl<S: Store> Call<'_, S> {
             return Vec::new();
         }
         let all = after.bounds.keys();
-        let sources = before.iter().filter(|old| old.bounds.intersects(&all));
-        let mut found: Vec<Executed> =
-            sources.flat_map(|old| self.state.sessions.export_shard(old.id, Revision(0))).collect();
+        let sources: Vec<&OwnedShard> = before.iter().filter(|old| old.bounds.intersects(&all)).collect();
+        let table = |old: &&OwnedShard| self.state.sessions.export_shard(old.id, Revision(0));
+        let mut found: Vec<Executed> = sources.iter().flat_map(table).collect();
+        // Where one of them has forgotten what a session did, all do: a retry of that must not pass for new because of what the
+        // session did to another.
+        let forgotten = |it: &Executed| sources.iter().any(|old| self.state.sessions.may_have_evicted(old.id, &it.tag));
+        found.retain(|executed| !forgotten(executed));
         found.sort_by_key(|executed| executed.revision);
         found
     }

@@ -152,21 +152,19 @@ pub(crate) struct Piece {
 }
 
 impl Piece {
-    /// Whether it could be a part of shard `id`, read at `at`: what applies it must not fail, nor touch anything else,
-    /// and relies on the order of versions.
-    pub(crate) fn is_sound(&self, id: ShardId, at: &Position) -> bool {
+    /// Whether it could be a part of shard `id`: what applies it must not fail, nor touch anything else.
+    pub(crate) fn is_sound(&self, id: ShardId) -> bool {
         let rows =
             self.versions.iter().map(|(_, row)| row).chain(self.changes.iter().filter_map(|(_, row)| row.as_ref()));
         let revisions: Vec<Revision> = self.changes.iter().map(|(entry, _)| entry.revision).collect();
         rows.into_iter().all(|row| Head::parse(row).is_ok())
-            && self.versions_are_in_order(at)
             && revisions.is_sorted()
             && self.sessions.iter().all(|executed| executed.shard == id)
     }
 
-    /// Key by key from where they were read, the newest first. One may come twice: it was the newest when it was read, and
-    /// lay in the history by the time that that was.
-    fn versions_are_in_order(&self, at: &Position) -> bool {
+    /// Whether its versions come key by key from where they were read, the newest first, as they should. One may come twice: it
+    /// was the newest when it was read, and lay in the history by the time that that was.
+    pub(crate) fn versions_are_in_order(&self, at: &Position) -> bool {
         let first = match (at, self.versions.first()) {
             (_, None) => true,
             (Position::Versions { key, .. }, Some((first, _))) => key <= first,

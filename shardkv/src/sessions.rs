@@ -10,7 +10,8 @@
 //!   it; every session left was used later. So a reload drops exactly the evicted sessions: those
 //!   whose last use is not above the floor.
 //! - A command's session was born at or below the command's revision. So an evicted session is
-//!   known by its birth being at or below the floor, and is refused for ever.
+//!   known by its birth being at or below the floor, and is refused for ever. Where tables become one, a
+//!   session that one of them may have evicted is in none of the next.
 //!
 //! Stored is one row per apply call with the outcomes of that call; a row goes when none of its
 //! outcomes is kept any more.
@@ -109,8 +110,11 @@ impl Sessions {
         }
         let Some(table) = self.tables.get(&shard) else { return Judgement::New };
         let Some(session) = table.sessions.get(&tag.session) else {
-            let may_be_evicted = tag.born <= table.evicted;
-            return if may_be_evicted { Judgement::Refused(OpError::SessionExpired) } else { Judgement::New };
+            return if self.may_have_evicted(shard, tag) {
+                Judgement::Refused(OpError::SessionExpired)
+            } else {
+                Judgement::New
+            };
         };
         if tag.sequence < session.low_water {
             return Judgement::Refused(OpError::SessionExpired);
@@ -187,6 +191,12 @@ impl Sessions {
     /// The shard's eviction floor.
     pub(crate) fn evicted(&self, shard: ShardId) -> Revision {
         self.tables.get(&shard).map_or(Revision(0), |table| table.evicted)
+    }
+
+    /// Whether the session may have been evicted from this shard's table: it is not there, and could have been.
+    pub(crate) fn may_have_evicted(&self, shard: ShardId, tag: &SessionTag) -> bool {
+        let table = self.tables.get(&shard);
+        table.is_some_and(|table| !table.sessions.contains_key(&tag.session) && tag.born <= table.evicted)
     }
 
     /// Takes over what another group has recorded of a shard that arrives, in the order of revisions.

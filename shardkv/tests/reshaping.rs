@@ -5,12 +5,14 @@
 mod replica;
 
 use bytes::Bytes;
+use paxos::{GroupId, StateMachine};
 use replica::{Chance, Replica};
-use shardkv::command::{Command, Outcome};
+use shardkv::command::{Batch, Command, Outcome};
 use shardkv::ops::{Delete, Op, Put, Range};
 use shardkv::request::{OpError, SessionTag};
 use shardkv::types::{Bounds, Epoch, Keys, MoveId, Revision, ShardId};
-use shardkv::{ReadError, Reader};
+use shardkv::{DataGroup, MemoryStore, ReadError, Reader, SessionLimits, codec, first_space};
+use std::sync::Arc;
 
 const WHOLE: ShardId = ShardId(1);
 const KEYS: [&str; 10] = ["a", "c", "c\0", "g", "h", "k", "kk", "p", "t", "zz"];
@@ -299,6 +301,45 @@ fn replicas_agree_whatever_they_go_through() {
 }
 
 /// Apply is total, and what would leave a gap, an overlap or a ghost is refused.
+/// A session was evicted where a command of its was executed, and lives where another was: of shards that become one
+/// none knows the first any more, and its retry must not pass for new because of the second.
+#[test]
+fn what_one_shard_has_forgotten_is_not_executed_again_when_it_is_merged() {
+    let store = Arc::new(MemoryStore::new());
+    let limits = SessionLimits { sessions_max: 1, outcomes_per_session_max: 9 };
+    let open = |boot| DataGroup::open_with(store.clone(), GroupId(2), first_space(boot), limits).unwrap();
+    let mut group = open(1);
+    let one = |group: &mut DataGroup<MemoryStore>, command: Command| {
+        let entry = codec::encode(&Batch { commands: vec![command] });
+        group.apply(&[(group.applied().next(), entry)]).unwrap().remove(0).remove(0)
+    };
+    let part =
+        |start: &'static str, end: Option<&'static str>| Bounds { start: start.into(), end: end.map(Into::into) };
+    let (left, right) = (ShardId(1), ShardId(2));
+    for (at, shard, bounds) in [(2, left, part("", Some("m"))), (3, right, part("m", None))] {
+        assert_eq!(one(&mut group, activate(Revision(at), (shard, bounds, Epoch(1)), MoveId(0))), Outcome::Activated);
+    }
+    let put = |revision, shard, epoch, key: &'static str, (session, sequence)| {
+        let session = SessionTag { session, born: Revision(5), sequence, low_water: 1 };
+        let (value, also) = (Bytes::from_static(b"v"), Vec::new());
+        let op = Put { key: key.into(), value, lease: 0, prev_kv: false, ignore_value: false, ignore_lease: false };
+        Command::Write { revision: Revision(revision), shard, epoch: Epoch(epoch), also, session, op: Op::Put(op) }
+    };
+    let done = |outcome| assert!(matches!(outcome, Outcome::Done { .. }), "{outcome:?}");
+    done(one(&mut group, put(10, right, 1, "x", (7, 1))));
+    done(one(&mut group, put(11, right, 1, "y", (8, 1))));
+    done(one(&mut group, put(12, left, 1, "a", (7, 2))));
+    let expired = Outcome::Failed(OpError::SessionExpired);
+    assert_eq!(one(&mut group, put(13, right, 1, "x", (7, 1))), expired, "it was evicted");
+    let (from, to) = (vec![(left, Epoch(1)), (right, Epoch(1))], vec![(left, part("", None), Epoch(2))]);
+    assert_eq!(one(&mut group, Command::Reshape { by: MoveId(1), from, to }), Outcome::Moved);
+    assert_eq!(one(&mut group, put(14, left, 2, "x", (7, 1))), expired);
+    let mut group = open(2);
+    assert_eq!(one(&mut group, put(15, left, 2, "x", (7, 1))), expired, "neither after a restart");
+    assert_eq!(one(&mut group, put(16, left, 2, "a", (7, 3))), expired, "nor anything else of this session");
+    done(one(&mut group, put(17, left, 2, "y", (8, 2))));
+}
+
 #[test]
 fn cuts_that_make_no_sense_are_refused() {
     let mut world = World::new(1);
