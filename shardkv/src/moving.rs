@@ -32,7 +32,7 @@ use crate::reader::{ReadError, Reader};
 use crate::record::{Entry, Head};
 use crate::sessions::{Executed, Sessions};
 use crate::state::{OwnedShard, session_rows};
-use crate::store::{RowRange, Store, StoreError};
+use crate::store::{RowRange, Store, StoreError, View};
 use crate::types::{Bounds, MoveId, Revision, ShardId, SpaceId};
 use bytes::Bytes;
 use paxos::Slot;
@@ -180,8 +180,8 @@ impl Piece {
 }
 
 /// A chunk that is being read.
-struct Filling<'a, S> {
-    store: &'a S,
+struct Filling<'a, V> {
+    store: &'a V,
     /// Where its rows lie, in key order.
     parts: Vec<(Bounds, SpaceKeys)>,
     shard: &'a OwnedShard,
@@ -256,7 +256,7 @@ impl<S: Store> Reader<S> {
     }
 }
 
-impl<S: Store> Filling<'_, S> {
+impl<V: View> Filling<'_, V> {
     /// Versions at R and what is older, key by key, the newest first, down to the newest at or below the floor.
     fn versions(&mut self, start: &Bytes, below: Revision) -> Result<Position, StoreError> {
         let rest = Bounds { start: start.clone(), end: self.shard.bounds.end.clone() }.keys();

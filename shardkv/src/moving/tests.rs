@@ -2,7 +2,7 @@ use super::*;
 use crate::command::{Batch, Command, Outcome};
 use crate::key::GroupKeys;
 use crate::state::Stretch;
-use crate::store::{View, Visit, WriteBatch};
+use crate::store::{Visit, WriteBatch};
 use crate::types::Epoch;
 use crate::{DataGroup, MemoryStore};
 use paxos::{GroupId, StateMachine};
@@ -54,21 +54,6 @@ impl View for Busy {
             }
         }
         Ok(())
-    }
-}
-
-impl Store for Busy {
-    fn write(&self, batch: &WriteBatch) -> Result<(), StoreError> {
-        self.store.write(batch)
-    }
-    fn approximate_bytes(&self, rows: &RowRange) -> u64 {
-        self.store.approximate_bytes(rows)
-    }
-    fn flush(&self) -> Result<(), StoreError> {
-        self.store.flush()
-    }
-    fn reclaim(&self, rows: &RowRange) -> Result<(), StoreError> {
-        self.store.reclaim(rows)
     }
 }
 

@@ -84,7 +84,8 @@ enum Command {
         /// How often it moves under half the load that the cluster can bear; once more comes under all of it.
         #[arg(long, default_value_t = 4)]
         moves: u32,
-        /// Fail where the bar is missed: no failed put, pauses below 200 ms under half the load, 60 % of the rate.
+        /// Fail where the bar is missed: no failed put; under half the load 60 % of the rate, and pauses below 200 ms, less
+        /// the time in which the disk finishes nothing.
         #[arg(long)]
         bar: bool,
     },
