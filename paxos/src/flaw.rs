@@ -18,6 +18,9 @@ pub enum Flaw {
     LeaseOfAnyBallot,
     /// A leader answers reads without a lease.
     ReadWithoutLease,
+    /// Whether a lease holds is found out when the node pings, not when it is asked: what has queued behind a pause is
+    /// answered under a lease that ended meanwhile.
+    LeaseAsOfThePing,
     /// A read does not wait for the writes on its range that came before it.
     ReadBeforeWrites,
     /// A replica that was closed forgets what it had promised.

@@ -351,6 +351,15 @@ impl Heartbeats {
             .filter_map(|peer| peer.leased_until)
             .collect();
         until.sort_unstable_by(|a, b| b.cmp(a));
-        until.get(needed - 1).copied()
+        let until = until.get(needed - 1).copied()?;
+        if flaw::is(Flaw::LeaseAsOfThePing) {
+            return Some(until.plus(now.since(self.pinged_at().unwrap_or(now))));
+        }
+        Some(until)
+    }
+
+    /// When the last ping was sent.
+    fn pinged_at(&self) -> Option<Time> {
+        self.peers.values().filter_map(|peer| peer.pings.last().map(|(_, at)| *at).max(peer.reached_at)).max()
     }
 }

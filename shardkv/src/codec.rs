@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 
 /// The version that is written and read. Any other is refused with its number.
-pub const CODEC_VERSION: u8 = 9;
+pub const CODEC_VERSION: u8 = 10;
 
 // A command in the log must not be taken for a stop-sign.
 const _: () = assert!(CODEC_VERSION != paxos::configuration::STOP_SIGN);

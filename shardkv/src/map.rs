@@ -203,14 +203,21 @@ pub struct NodeInfo {
     pub keeps_metadata: bool,
     /// See above.
     pub keeps_data: bool,
+    /// The random number of its data directory; 0 until a founder of the cluster has told it.
+    pub incarnation: u64,
 }
 
 impl NodeInfo {
-    /// Whether both say the same of how the node is reached, and where it stands.
-    pub fn is_reached_as(&self, other: &NodeInfo) -> bool {
-        let NodeInfo { id, peer_address, client_address, zone, .. } = other;
-        (self.id, &self.zone) == (*id, zone)
+    /// Whether both say the same of how the node is reached, where it stands, and what its data directory is.
+    pub fn says_the_same(&self, other: &NodeInfo) -> bool {
+        let NodeInfo { id, peer_address, client_address, zone, incarnation, .. } = other;
+        (self.id, &self.zone, self.incarnation) == (*id, zone, *incarnation)
             && (&self.peer_address, &self.client_address) == (peer_address, client_address)
+    }
+
+    /// Whether what is said may come from this node: it has this data directory, as far as is known.
+    pub fn may_be(&self, other: &NodeInfo) -> bool {
+        self.id == other.id && (self.incarnation == 0 || self.incarnation == other.incarnation)
     }
 }
 

@@ -150,15 +150,14 @@ impl Planner<'_> {
         self.facts.loads.get(&shard).and_then(|load| load.stored).map_or(0, |stored| stored.bytes)
     }
 
-    /// What each group will carry once all that is planned is done.
+    /// What each group that takes shards will carry once all that is planned is done.
     fn carried(&self, of: impl Fn(ShardId) -> u64) -> BTreeMap<GroupId, u64> {
-        let mut carried: BTreeMap<GroupId, u64> = self.takers().into_iter().map(|group| (group, 0)).collect();
-        for (shard, group) in &self.homes {
-            if let Some(sum) = carried.get_mut(group) {
-                *sum += of(*shard);
-            }
-        }
-        carried
+        self.takers().into_iter().map(|group| (group, self.carried_by(group, &of))).collect()
+    }
+
+    /// The same of one group, whether it takes shards or not.
+    fn carried_by(&self, group: GroupId, of: impl Fn(ShardId) -> u64) -> u64 {
+        self.homes.iter().filter(|(_, home)| **home == group).map(|(shard, _)| of(*shard)).sum()
     }
 
     fn pin_of(&self, shard: &ShardInfo) -> Option<&Pin> {
@@ -170,11 +169,14 @@ impl Planner<'_> {
     }
 
     fn describe(&mut self) {
-        let (requests, bytes) = (self.carried(|shard| self.requests(shard)), self.carried(|shard| self.bytes(shard)));
         let takers = self.takers();
         for group in &self.map.groups {
             let shards = self.map.shards.iter().filter(|shard| shard.group == group.id).count();
-            let (rate, held) = (requests.get(&group.id).unwrap_or(&0), bytes.get(&group.id).unwrap_or(&0));
+            let rate = self.carried_by(group.id, |shard| self.requests(shard));
+            let held = self.carried_by(group.id, |shard| self.bytes(shard)) >> 20;
+            // Of a shard that has just come, or was just cut, nobody has told it yet.
+            let unknown = |shard: ShardId| self.facts.loads.get(&shard).is_none_or(|load| load.stored.is_none());
+            let least = if self.carried_by(group.id, |shard| u64::from(unknown(shard))) > 0 { "at least " } else { "" };
             let emptying = if group.emptying { ", to be emptied" } else { "" };
             let state = match self.facts.led.contains(&group.id) {
                 false => ", without a leader that can write: left alone",
@@ -183,7 +185,7 @@ impl Planner<'_> {
                 }
                 true => "",
             };
-            let text = format!("{}: {shards} shards, {rate} requests/s, {} MiB{emptying}{state}", group.id, held >> 20);
+            let text = format!("{}: {shards} shards, {least}{rate} requests/s, {held} MiB{emptying}{state}", group.id);
             self.plan.why.push(text);
         }
         for planned in &self.map.moves {

@@ -38,11 +38,17 @@ impl MasterState {
         }
         let keeps = |node: &NodeId| self.map.nodes.iter().any(|known| known.id == *node && known.keeps_data);
         if let Some(stranger) = members.iter().find(|node| !keeps(node)) {
-            return refused(format!("{stranger} is no node of the map that holds replicas of data groups"));
+            return refused(format!(
+                "{} is no node of the map that holds replicas of data groups",
+                self.called(*stranger)
+            ));
         }
         let leaves = |node: &&NodeId| self.map.nodes.iter().any(|known| known.id == **node && known.draining);
         if let Some(node) = members.iter().find(leaves) {
-            return refused(format!("{node} is being drained: stop that first, or choose another node"));
+            return refused(format!(
+                "{} is being drained: stop that first, or choose another node",
+                self.called(*node)
+            ));
         }
         let id = GroupId(self.map.last_group.0 + 1);
         self.map.last_group = id;
@@ -75,7 +81,7 @@ impl MasterState {
         if id == SHARDMASTER_GROUP {
             return refused(format!("{id} is the shardmaster's own group"));
         }
-        if id <= self.map.last_group && self.map.group(id).is_none() {
+        if id.0 > 0 && id <= self.map.last_group && self.map.group(id).is_none() {
             return MasterOutcome::Applied; // asked again
         }
         let map = &self.map;
@@ -83,7 +89,8 @@ impl MasterState {
         let moves = map.moves.iter().filter(|planned| [planned.from, planned.to].contains(&id)).count();
         let cut = map.reshapes.iter().filter(|planned| planned.group == id).count();
         if shards + moves + cut > 0 {
-            return refused(format!("{id} has {shards} shards, and {moves} are on their way: empty it first"));
+            let coming = if moves > 0 { format!(", and {moves} are on their way") } else { String::new() };
+            return refused(format!("{id} has {shards} shards{coming}: empty it first"));
         }
         if let Some(pin) = map.balance.pins.iter().find(|pin| pin.group == id) {
             return refused(format!("{} is pinned to {id}: unpin it first", pin.shown()));
@@ -192,6 +199,7 @@ mod tests {
         state.apply(MasterCommand::Arrived { mv: MoveId(1) });
         assert_eq!(change(&mut state, GroupChange::Remove { group: two }), MasterOutcome::Applied);
         assert_eq!(change(&mut state, GroupChange::Remove { group: two }), MasterOutcome::Applied, "asked again");
+        assert!(matches!(change(&mut state, GroupChange::Remove { group: GroupId(0) }), MasterOutcome::Failed(_)));
         assert!(matches!(change(&mut state, GroupChange::Remove { group: three }), MasterOutcome::Failed(_)));
         let create = GroupChange::Create { members: vec![NodeId(1)], nonce: 2 };
         assert_eq!(change(&mut state, create), MasterOutcome::Group(GroupId(4)));

@@ -16,9 +16,11 @@ const CHANGES_MAX: usize = 2;
 /// What is to be logged so that no replica stays on a node that is dead or being drained. Nothing goes to nodes that are
 /// silent, though they may be back soon.
 pub fn replacements(map: &ShardMap, dead: &BTreeSet<NodeId>, silent: &BTreeSet<NodeId>) -> Vec<MasterCommand> {
-    // A group that has lost its majority stands still: it must not keep the others from being mended.
+    // A group that has lost its majority stands still, also where those that are silent are not dead yet, or never will be
+    // by the settings: it must not keep the others from being mended.
     let goes_on = |group: &&GroupInfo| {
-        let votes = group.replicas.iter().filter(|node| !dead.contains(node) && is_known(map, **node));
+        let there = |node: &&NodeId| !dead.contains(node) && !silent.contains(node) && is_known(map, **node);
+        let votes = group.replicas.iter().filter(there);
         votes.count() >= quorum_of(group.replicas.len())
     };
     let under_way = map.all_groups().filter(|group| !group.next.is_empty()).filter(goes_on).count();
@@ -231,6 +233,10 @@ mod tests {
         map.groups.iter_mut().take(2).for_each(|group| group.next = [3, 4, 6].map(NodeId).to_vec());
         assert_eq!(wanted(&map, &[5]), [], "two at a time");
         assert_eq!(wanted(&map, &[4, 5]), [(4, vec![1, 2, 6])], "two have lost their majorities");
+        map.nodes[4].draining = true;
+        let silent = [4, 5].map(NodeId).into();
+        let steps = replacements(&map, &BTreeSet::new(), &silent).into_iter().map(one).collect::<Vec<_>>();
+        assert_eq!(steps, [(4, vec![1, 2, 6])], "nobody is ever dead by the settings, but one is drained");
     }
 
     #[test]

@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize};
 use shardkv::map::{GroupChange, GroupInfo, NodeInfo, ShardChange, ShardMap};
 use shardkv::request::OpError;
 use shardkv::types::{MoveId, Revision};
-use std::collections::BTreeMap;
 
 /// Replicas of one group at most: more would make every write wait for more, and survive little more.
 pub(crate) const MEMBERS_MAX: usize = 7;
@@ -16,7 +15,7 @@ pub(crate) const MEMBERS_MAX: usize = 7;
 pub enum MasterCommand {
     /// The first shard map. Only the first one that is applied counts.
     Genesis(Box<ShardMap>),
-    /// How a node of the map is reached now.
+    /// How a node of the map is reached now, and which data directory it has.
     Register(Box<NodeInfo>),
     /// A new node joins, or asks again.
     AddNode {
@@ -114,8 +113,6 @@ pub struct MasterState {
     pub map: ShardMap,
     /// Numbers up to here may have been handed out; a new leader starts above.
     pub reserved_up_to: Revision,
-    /// The data directories of nodes that have joined since genesis.
-    pub joined: BTreeMap<NodeId, u64>,
 }
 
 impl MasterState {
@@ -139,10 +136,13 @@ impl MasterState {
                 MasterOutcome::Applied
             }
             MasterCommand::Register(info) => match self.map.nodes.iter_mut().find(|node| node.id == info.id) {
-                Some(node) if node.is_reached_as(&info) => MasterOutcome::Applied,
+                Some(node) if node.says_the_same(&info) => MasterOutcome::Applied,
+                Some(node) if !node.may_be(&info) => {
+                    refused(format!("{} has another data directory, and its promises are in that one", info.id))
+                }
                 Some(node) => {
                     (node.peer_address, node.client_address) = (info.peer_address, info.client_address);
-                    node.zone = info.zone;
+                    (node.zone, node.incarnation) = (info.zone, info.incarnation);
                     self.map.version += 1;
                     MasterOutcome::Applied
                 }
@@ -156,8 +156,9 @@ impl MasterState {
             )),
             MasterCommand::AddNode { name, incarnation, peer_address, keeps, .. } => {
                 let (keeps_metadata, keeps_data) = keeps;
-                let info = NodeInfo { name, peer_address, keeps_metadata, keeps_data, ..NodeInfo::default() };
-                self.add_node(incarnation, info)
+                let info =
+                    NodeInfo { name, peer_address, keeps_metadata, keeps_data, incarnation, ..NodeInfo::default() };
+                self.add_node(info)
             }
             MasterCommand::DrainNode { node, drain } => {
                 let Some(info) = self.map.nodes.iter_mut().find(|info| info.id == node) else {
@@ -194,9 +195,10 @@ impl MasterState {
         }
     }
 
-    fn add_node(&mut self, incarnation: u64, info: NodeInfo) -> MasterOutcome {
-        if let Some((node, _)) = self.joined.iter().find(|(_, known)| **known == incarnation) {
-            return MasterOutcome::Node(*node);
+    fn add_node(&mut self, info: NodeInfo) -> MasterOutcome {
+        let again = |node: &&NodeInfo| node.incarnation != 0 && node.incarnation == info.incarnation;
+        if let Some(node) = self.map.nodes.iter().find(again) {
+            return MasterOutcome::Node(node.id);
         }
         if self.map.nodes.iter().any(|node| node.name == info.name) {
             return refused(format!(
@@ -207,7 +209,6 @@ impl MasterState {
         }
         let id = NodeId(self.map.newest_node().0 + 1);
         self.map.last_node = id;
-        self.joined.insert(id, incarnation);
         self.map.nodes.push(NodeInfo { id, ..info });
         self.map.version += 1;
         MasterOutcome::Node(id)
@@ -227,18 +228,25 @@ impl MasterState {
 
     fn remove_node(&mut self, node: NodeId) -> MasterOutcome {
         if let Some(group) = self.map.all_groups().find(|group| group.involves(node)) {
-            let id = group.id;
+            let (id, name) = (group.id, self.called(node));
             return refused(match group.replicas.contains(&node) {
-                true => format!("{node} holds a replica of {id}: drain it first"),
-                false => format!("{node} is to get a replica of {id}: drain it first, or call that change off"),
+                true => format!("{name} holds a replica of {id}: drain it first"),
+                false => format!("{name} is to get a replica of {id}: drain it first, or call that change off"),
             });
         }
         let before = self.map.nodes.len();
         self.map.last_node = self.map.newest_node();
         self.map.nodes.retain(|known| known.id != node);
-        self.joined.remove(&node);
         self.map.version += u64::from(self.map.nodes.len() != before);
         MasterOutcome::Applied
+    }
+
+    /// A node by its name, as operators know it; where that is not what its number looks like, by both.
+    pub(crate) fn called(&self, node: NodeId) -> String {
+        match self.map.nodes.iter().find(|known| known.id == node).map(|known| known.name.as_str()) {
+            Some(name) if !name.is_empty() && name != node.to_string() => format!("{name} (number {})", node.0),
+            _ => node.to_string(),
+        }
     }
 
     fn change_members(&mut self, id: GroupId, mut members: Vec<NodeId>) -> MasterOutcome {
@@ -256,10 +264,12 @@ impl MasterState {
         let newcomer = |node: &&NodeInfo| members.contains(&node.id) && !group.replicas.contains(&node.id);
         for node in self.map.nodes.iter().filter(newcomer) {
             if !placement::keeps(node, id) {
-                return refused(format!("{} holds no replicas of groups like {id}: its roles are others", node.id));
+                let name = self.called(node.id);
+                return refused(format!("{name} holds no replicas of groups like {id}: its roles are others"));
             }
             if node.draining {
-                return refused(format!("{} is being drained: stop that first, or choose another node", node.id));
+                let name = self.called(node.id);
+                return refused(format!("{name} is being drained: stop that first, or choose another node"));
             }
         }
         let Some(group) = self.map.group_mut(id) else { return refused(format!("{id} is no group of the map")) };
@@ -417,6 +427,33 @@ mod tests {
         state.apply(MasterCommand::Register(Box::new(info)));
         let node = &state.map.nodes[0];
         assert_eq!((node.draining, node.peer_address.as_str()), (true, "there"));
+    }
+
+    /// Numbers and names are two things once a node was removed: n5 may be the seventh.
+    #[test]
+    fn refusals_name_nodes_as_operators_do() {
+        let mut state = state();
+        assert_eq!(join(&mut state, "n5", 5), MasterOutcome::Node(NodeId(4)));
+        change(&mut state, &[1, 2, 4]);
+        let MasterOutcome::Failed(why) = state.apply(MasterCommand::RemoveNode { node: NodeId(4) }) else {
+            panic!("it is to get a replica");
+        };
+        assert!(why.to_string().contains("n5 (number 4)"), "{why}");
+        assert_eq!(state.called(NodeId(2)), "n2");
+    }
+
+    /// A founder says which data directory it has; whoever comes under its name with another one changes nothing.
+    #[test]
+    fn the_data_directory_of_a_node_is_noted_once() {
+        let mut state = state();
+        let mut says = |incarnation, zone: &str| {
+            let info = NodeInfo { id: NodeId(1), incarnation, zone: zone.into(), ..NodeInfo::default() };
+            let outcome = state.apply(MasterCommand::Register(Box::new(info)));
+            (is_refused(&outcome), state.map.nodes[0].incarnation, state.map.nodes[0].zone.clone())
+        };
+        assert_eq!(says(11, "a"), (false, 11, "a".into()));
+        assert_eq!(says(12, "b"), (true, 11, "a".into()));
+        assert_eq!(says(11, "b"), (false, 11, "b".into()));
     }
 
     #[test]

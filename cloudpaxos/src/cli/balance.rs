@@ -98,7 +98,9 @@ async fn pin(options: PinOptions) -> Result<(), Failure> {
     wish(&client, &prefix, group).await?;
     let document = json!({ "prefix": output::value(&prefix), "group": group });
     let shown = output::shown(&prefix);
-    let sentence = format!("{shown}* is pinned to group {group}: its shards will be split and moved for that");
+    let sentence = format!(
+        "{shown}* is pinned to group {group}: its shards are split and moved for that, unless balancing is paused"
+    );
     output::outcome(options.client.format(), &document, sentence)
 }
 

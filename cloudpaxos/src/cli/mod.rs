@@ -88,13 +88,13 @@ Examples:
   cloudpaxos status
   cloudpaxos status -o json --endpoints 10.0.0.1:2379,10.0.0.2:2379")]
     Status(ClientOptions),
-    /// Show where the keys are.
+    /// Show, move, split and merge shards.
     #[command(subcommand)]
     Shards(ShardsCommand),
     /// See and direct what the cluster does about the load of its shards.
     #[command(subcommand)]
     Balance(balance::BalanceCommand),
-    /// Show replica groups, and change which nodes hold them.
+    /// Show, create and delete replica groups, and change which nodes hold them.
     #[command(subcommand)]
     Groups(groups::GroupsCommand),
     /// Show the nodes, empty one, forget one.
@@ -140,7 +140,8 @@ Examples:
     List(ClientOptions),
     /// Show how busy and how large the shards are.
     ///
-    /// Requests are those of the last seconds; bytes, with history, and keys are estimates.
+    /// Requests are those of the last seconds; bytes, with history, and keys are estimates. HOTTEST is the key with the most
+    /// requests, by samples, and its share of the shard's; -o json has up to three.
     #[command(after_help = "\
 Examples:
   cloudpaxos shards top
@@ -155,6 +156,9 @@ Example, shard 2 to group 3:
     Move(shards::MoveOptions),
     /// Show the moves under way.
     #[command(after_help = "\
+A move copies the shard, then what was written meanwhile, freezes the shard for what is left, and hands it over. STILL FOR
+says for how long nothing has come, LEFT how long the copy will take at this rate.
+
 Examples:
   cloudpaxos shards moves
   cloudpaxos shards moves -o json")]

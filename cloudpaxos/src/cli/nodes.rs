@@ -16,7 +16,7 @@ const SHARDMASTER: u64 = 1;
 /// The commands about nodes.
 #[derive(Subcommand, Debug)]
 pub enum NodesCommand {
-    /// List the nodes, and how many replicas each holds.
+    /// List the nodes: whether they answer, their zones, and the groups that each holds replicas of.
     #[command(after_help = "\
 A new node joins by `cloudpaxos start --join`.
 
@@ -43,7 +43,7 @@ pub struct DrainOptions {
     /// Its name or number.
     #[arg(value_name = "NODE")]
     node: String,
-    /// It may hold replicas again.
+    /// It may hold replicas again; what would still take one from it is called off.
     #[arg(long)]
     undo: bool,
     #[command(flatten)]

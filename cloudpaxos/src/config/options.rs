@@ -34,7 +34,8 @@ pub struct StartOptions {
     #[arg(long, value_name = "NAME=HOST:PORT,…", env = "CLOUDPAXOS_INITIAL_CLUSTER", hide_env_values = true)]
     pub initial_cluster: Option<String>,
     /// Join the cluster that --initial-cluster describes, without being in that list: the node is given an id,
-    /// and replicas as the operator or the balancer wishes. Needs --advertise-peer. Ignored later.
+    /// and replicas as the operator or the balancer wishes. Needs --advertise-peer, at later starts, too, which ignore
+    /// --join itself.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     #[arg(env = "CLOUDPAXOS_JOIN", hide_env_values = true)]
     pub join: Option<String>,

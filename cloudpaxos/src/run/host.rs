@@ -79,6 +79,7 @@ impl Site {
         let info = NodeInfo {
             client_address: self.client_address.clone(),
             zone: self.zone.clone(),
+            incarnation: identity.incarnation,
             ..info.unwrap_or(NodeInfo {
                 id: me,
                 name: self.name.clone(),

@@ -7,11 +7,9 @@ use crate::failure::Failure;
 use crate::identity::{self, DataDir};
 use gateway::remote::{Remote, RemoteConfig};
 use gateway::{AnswerBody, Call, CallError, GatewayConfig, driver};
-use node::runtime::{self, PeerAddress};
-use paxos::NodeId;
-use shardkv::map::ShardMap;
+use node::runtime;
+use shardkv::map::{NodeInfo, ShardMap};
 use shardkv::request::OpError;
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// How long one question may take, and how long all of them.
@@ -43,10 +41,11 @@ pub(super) fn join(directory: &mut DataDir, site: &StartConfig, secured: &Secure
         let gateway =
             driver::start(config, |replies| Remote::new(RemoteConfig::default(), dialer, None, addresses, replies));
         let began = Instant::now();
+        tracing::info!("joining: asking {} for a number", asked.join(", "));
         loop {
             let problem = match gateway.call(call.clone(), ANSWER_TIMEOUT).await {
                 Ok(answer) => match (answer.body, gateway.map()) {
-                    (AnswerBody::Node(node), Some(map)) => return Ok((node, nodes_of(&map))),
+                    (AnswerBody::Node(node), Some(map)) => return Ok((node, reached(&map))),
                     (AnswerBody::Node(_), None) => "nobody has told the shard map yet".to_owned(),
                     (other, _) => format!("a strange answer: {other:?}"),
                 },
@@ -63,7 +62,7 @@ pub(super) fn join(directory: &mut DataDir, site: &StartConfig, secured: &Secure
                     asked.join(", ")
                 )));
             }
-            tracing::warn!("not joined yet, trying on: {problem}");
+            tracing::warn!("not joined yet, trying on: {problem} (--known-nodes names further nodes to ask)");
         }
     })?;
     tokio_runtime.shutdown_background();
@@ -75,8 +74,6 @@ pub(super) fn join(directory: &mut DataDir, site: &StartConfig, secured: &Secure
 }
 
 /// Where the nodes are that the cluster has now.
-fn nodes_of(map: &ShardMap) -> BTreeMap<NodeId, PeerAddress> {
-    let reached = map.nodes.iter().filter(|node| !node.peer_address.is_empty());
-    let address = |name: &String, address: &String| PeerAddress { name: name.clone(), address: address.clone() };
-    reached.map(|node| (node.id, address(&node.name, &node.peer_address))).collect()
+fn reached(map: &ShardMap) -> Vec<NodeInfo> {
+    map.nodes.iter().filter(|node| !node.peer_address.is_empty()).cloned().collect()
 }

@@ -8,11 +8,11 @@ use super::{Core, Machine};
 use crate::wire::NodeMessage;
 use bytes::Bytes;
 use paxos::{GroupId, Time};
-use shardkv::Measured;
 use shardkv::map::SHARDMASTER_GROUP;
 use shardkv::ops::Op;
 use shardkv::store::Store;
 use shardkv::types::{Epoch, ShardId};
+use shardkv::{Measured, OwnedShard};
 use shardmaster::load::{HOTTEST_MAX, ShardLoad, Stored};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -149,12 +149,12 @@ fn middle(sample: &[Bytes]) -> Option<Bytes> {
     (larger(&best) * 1000 <= sample.len() * LARGER_SIDE_MAX).then(|| sample[best].clone())
 }
 
-/// The keys that a sorted sample has most often, with their shares in thousandths.
-fn hottest(sample: &[Bytes]) -> Vec<(Bytes, u32)> {
+/// The keys that a sorted sample has most often, with their shares in thousandths of so many requests.
+fn hottest(sample: &[Bytes], requests: usize) -> Vec<(Bytes, u32)> {
     let mut runs: Vec<(usize, &Bytes)> =
         sample.chunk_by(|a, b| a == b).filter(|run| run.len() > 1).map(|run| (run.len(), &run[0])).collect();
     runs.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(b.1)));
-    let share = |count: usize| (count * 1000 / sample.len()) as u32;
+    let share = |count: usize| (count * 1000 / requests) as u32;
     runs.into_iter().take(HOTTEST_MAX).map(|(count, key)| (key.clone(), share(count))).collect()
 }
 
@@ -192,16 +192,19 @@ impl<S: Store> Core<S> {
             let Machine::Data(reader) = &group.machine else { continue };
             let led = group.lead.as_ref().is_some_and(|lead| lead.ready);
             let measured = self.meter.measured.get(id).filter(|_| led);
-            for (shard, epoch) in reader.epochs() {
+            for OwnedShard { id: shard, bounds, epoch, .. } in reader.shards() {
                 let rates = self.meter.rates.get(&shard);
                 if !led && rates.is_none() {
                     continue;
                 }
                 let sample = rates.map_or(&[][..], |rates| &rates.sample);
+                let requests = sample.len();
+                // A range may begin before the shard: where it does says nothing of the keys here.
+                let sample: Vec<Bytes> = sample.iter().filter(|key| bounds.contains(key)).cloned().collect();
                 let (reads, writes) = rates.map_or((0, 0), |rates| (rates.reads, rates.writes));
                 let stored = measured.and_then(|measured| measured.stored.get(&shard).copied());
                 let stored = stored.filter(|(at, _)| *at == epoch).map(|(_, stored)| stored);
-                let (middle, hottest) = (middle(sample), hottest(sample));
+                let (middle, hottest) = (middle(&sample), hottest(&sample, requests));
                 loads.insert(shard, ShardLoad { shard, epoch, reads, writes, stored, middle, hottest });
             }
         }
@@ -248,9 +251,9 @@ impl<S: Store> Core<S> {
 mod tests {
     use super::*;
     use crate::core::CoreConfig;
-    use crate::core::testing::owner;
+    use crate::core::testing::{owner, owner_of};
     use shardkv::ops::Range;
-    use shardkv::types::Keys;
+    use shardkv::types::{Bounds, Keys};
 
     fn read(key: impl Into<Bytes>) -> Op {
         Op::Range(Range::all(Keys::One(key.into())))
@@ -284,7 +287,7 @@ mod tests {
         meter.roll(Time(WINDOW_MICROS));
         let rates = &meter.rates[&ShardId(1)];
         assert_eq!(middle(&rates.sample), None);
-        let hottest = hottest(&rates.sample);
+        let hottest = hottest(&rates.sample, rates.sample.len());
         assert!(hottest[0].0 == "hot" && hottest[0].1 > 700, "{hottest:?}");
     }
 
@@ -294,6 +297,25 @@ mod tests {
         assert_eq!(middle(&sample), Some("b".into()));
         assert_eq!(middle(&sample[..20]), None);
         assert_eq!(middle(&sample[..4]), None, "too few");
+    }
+
+    /// Scans of everything begin where no shard but the first has a key.
+    #[test]
+    fn where_a_range_begins_before_the_shard_is_no_key_of_it() {
+        let (id, shard) = (GroupId(2), ShardId(1));
+        let bounds = Bounds { start: "m".into(), end: None };
+        let (hosted, _group) = owner_of(id, shard, bounds, Epoch(1));
+        let mut core = Core::new(CoreConfig::among(&[1, 2, 3]), vec![hosted], Time(0));
+        core.leads(id);
+        let scan = Op::Range(Range::all(Keys::From("a".into())));
+        for number in 0..400 {
+            core.meter.count([shard].into_iter(), &scan, false);
+            core.meter.count([shard].into_iter(), &read(format!("m{:03}", number % 200)), false);
+        }
+        core.meter.roll(Time(WINDOW_MICROS));
+        let loads = core.loads();
+        assert!(loads[0].middle.as_ref().is_some_and(|key| key > "m"), "{loads:?}");
+        assert!(loads[0].hottest.iter().all(|(key, share)| key > "m" && *share < 200), "{loads:?}");
     }
 
     /// A size that was measured before a split counts what is behind it, too.

@@ -235,9 +235,9 @@ impl<S: Store> Core<S> {
         }
     }
 
-    /// A node says how it is reached.
+    /// A node says how it is reached, and which data directory it has.
     pub(super) fn register(&mut self, now: Time, info: NodeInfo) {
-        if self.map.nodes.iter().any(|node| node.id == info.id && !node.is_reached_as(&info)) {
+        if self.map.nodes.iter().any(|node| node.may_be(&info) && !node.says_the_same(&info)) {
             self.note_master(now, &MasterCommand::Register(Box::new(info)));
         }
     }

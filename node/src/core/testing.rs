@@ -72,8 +72,18 @@ pub(super) fn empty_master() -> Hosted<MemoryStore> {
 
 /// A replica of a data group that owns all keys as one shard, at this epoch.
 pub(super) fn owner(id: GroupId, shard: ShardId, epoch: Epoch) -> (Hosted<MemoryStore>, DataGroup<MemoryStore>) {
+    owner_of(id, shard, Bounds::default(), epoch)
+}
+
+/// The same with a shard of these keys.
+pub(super) fn owner_of(
+    id: GroupId,
+    shard: ShardId,
+    bounds: Bounds,
+    epoch: Epoch,
+) -> (Hosted<MemoryStore>, DataGroup<MemoryStore>) {
     let mut group = DataGroup::open(Arc::new(MemoryStore::new()), id, 1).unwrap_or_else(|error| panic!("{error}"));
-    let (revision, bounds, by) = (Revision(2), Bounds::default(), MoveId(0));
+    let (revision, by) = (Revision(2), MoveId(0));
     let commands = vec![Command::Activate { revision, shard, bounds, epoch, by }];
     let applied = group.apply(&[(Slot(1), codec::encode(&Batch { commands }))]);
     applied.unwrap_or_else(|error| panic!("{error}"));

@@ -48,7 +48,7 @@ impl<S: Store> Core<S> {
     fn tell_address(&mut self, now: Time) {
         let ours = &self.config.info;
         let knows_none = self.map.version == 0 && ours.id == self.config.me;
-        if !knows_none && !self.map.nodes.iter().any(|node| node.id == ours.id && !node.is_reached_as(ours)) {
+        if !knows_none && !self.map.nodes.iter().any(|node| node.id == ours.id && !node.says_the_same(ours)) {
             return;
         }
         let info = ours.clone();

@@ -9,6 +9,7 @@ use super::lock;
 use super::open::{NodeConfig, PeerAddress};
 use paxos::NodeId;
 use serde::{Deserialize, Serialize};
+use shardkv::map::NodeInfo;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -72,7 +73,7 @@ pub(super) enum Verdict {
     Leave,
 }
 
-#[derive(Default, Serialize, Deserialize)]
+#[derive(Clone, Default, Serialize, Deserialize)]
 struct KnownFile {
     version: u32,
     incarnations: BTreeMap<u64, u64>,
@@ -80,6 +81,9 @@ struct KnownFile {
     /// others by it, when those of the first days are long gone.
     #[serde(default)]
     nodes: BTreeMap<u64, PeerAddress>,
+    /// The data directories that it says they have.
+    #[serde(default)]
+    registered: BTreeMap<u64, u64>,
     /// The largest id that a node of that map ever had.
     #[serde(default)]
     last_node: u64,
@@ -89,12 +93,16 @@ struct KnownFile {
 #[derive(Default)]
 struct Members {
     nodes: BTreeMap<NodeId, PeerAddress>,
+    /// Their data directories, where they have told the shardmaster.
+    registered: BTreeMap<u64, u64>,
     /// The largest id that was ever given; 0 before any map is known.
     last: u64,
 }
 
 /// The data directories under which the other nodes were met, remembered across restarts: a node
-/// that comes back with another one has lost its promises and must not vote under its old name.
+/// that comes back with another one has lost its promises and must not vote under its old name. Also who has never met
+/// a node knows its directory, by the shard map: it might else be half of a majority with one that has forgotten
+/// everything.
 pub struct KnownPeers {
     path: PathBuf,
     ours: Handshake,
@@ -122,7 +130,7 @@ impl KnownPeers {
         Ok(KnownPeers {
             path,
             ours,
-            members: Mutex::new(Members { nodes: names, last: known.last_node }),
+            members: Mutex::new(Members { nodes: names, registered: known.registered.clone(), last: known.last_node }),
             described: config.peers.clone(),
             known: Mutex::new(known),
             refused_by: Mutex::default(),
@@ -136,33 +144,37 @@ impl KnownPeers {
         names
     }
 
-    /// Whether a node is one of the cluster, as far as is known here.
-    pub(super) fn is_member(&self, node: NodeId) -> bool {
-        lock(&self.members).nodes.contains_key(&node)
+    /// Whether a node that was admitted may still be heard: it is one of the cluster, and what the map says of its data
+    /// directory is what it said itself.
+    pub(super) fn is_welcome(&self, admitted: &Handshake) -> bool {
+        let members = lock(&self.members);
+        let registered = members.registered.get(&admitted.node.0);
+        members.nodes.contains_key(&admitted.node) && registered.is_none_or(|it| *it == admitted.incarnation)
     }
 
     /// The shard map says which nodes there are, and which id was given last. What cannot be written down is known until
     /// the next start.
-    pub fn meet(&self, nodes: &BTreeMap<NodeId, PeerAddress>, last_node: NodeId) {
-        let told =
-            |(node, address): (&NodeId, &PeerAddress)| (*node, self.described.get(node).unwrap_or(address).clone());
+    pub fn meet(&self, nodes: &[NodeInfo], last_node: NodeId) {
+        let (stored, registered) = (addresses(nodes), directories(nodes));
         {
             let mut members = lock(&self.members);
             // After a crash a node may begin with a map that is older than what it has noted.
             if last_node.0 < members.last {
                 return;
             }
-            *members = Members { nodes: nodes.iter().map(told).collect(), last: last_node.0 };
+            let described = |node: &NodeInfo| self.described.get(&node.id).cloned().unwrap_or_else(|| address(node));
+            let nodes = nodes.iter().map(|node| (node.id, described(node))).collect();
+            *members = Members { nodes, registered: registered.clone(), last: last_node.0 };
         }
         let mut known = lock(&self.known);
-        let stored: BTreeMap<u64, PeerAddress> = nodes.iter().map(|(node, it)| (node.0, it.clone())).collect();
-        if known.nodes == stored && known.last_node == last_node.0 {
+        if known.nodes == stored && known.registered == registered && known.last_node == last_node.0 {
             return;
         }
         // The next data directory under a number that is gone would be another node's.
         let mut incarnations = known.incarnations.clone();
         incarnations.retain(|node, _| stored.contains_key(node));
-        let next = KnownFile { nodes: stored, last_node: last_node.0, incarnations, version: known.version };
+        let version = known.version;
+        let next = KnownFile { nodes: stored, registered, last_node: last_node.0, incarnations, version };
         match save(&self.path, &next) {
             Ok(()) => *known = next,
             Err(error) => tracing::warn!(%error, "the nodes of the cluster cannot be noted in {}", self.path.display()),
@@ -175,7 +187,7 @@ impl KnownPeers {
     }
 
     /// Checks who opens a stream, and remembers its data directory.
-    pub fn admit(&self, theirs: Option<Handshake>) -> Result<NodeId, Status> {
+    pub fn admit(&self, theirs: Option<Handshake>) -> Result<Handshake, Status> {
         let Some(theirs) = theirs else {
             return Err(Status::unauthenticated(
                 "the peer port is for nodes of this cluster; clients use the client port",
@@ -195,9 +207,10 @@ impl KnownPeers {
             let text = format!("this is {}, not {}: correct the address of one of them", self.ours.node, theirs.to);
             return Err(Status::unavailable(text));
         }
-        let (name, last) = {
+        let (name, registered, last) = {
             let members = lock(&self.members);
-            (members.nodes.get(&theirs.node).map(|known| known.name.clone()), members.last)
+            let name = members.nodes.get(&theirs.node).map(|known| known.name.clone());
+            (name, members.registered.get(&theirs.node.0).copied(), members.last)
         };
         let Some(name) = name else {
             if theirs.node.0 <= last {
@@ -215,24 +228,30 @@ impl KnownPeers {
             return Err(Status::unavailable(text));
         };
         let mut known = lock(&self.known);
-        match known.incarnations.get(&theirs.node.0) {
-            Some(incarnation) if *incarnation == theirs.incarnation => Ok(theirs.node),
-            Some(_) => Err(self.refusal(REPLACED, format!(
-                "node {} is known here with another data directory, and its promises were in that one: start it with its \
-                 old directory, or remove the node from the cluster and add it under a new name",
-                name
-            ))),
-            None => {
-                let mut incarnations = known.incarnations.clone();
-                incarnations.insert(theirs.node.0, theirs.incarnation);
-                let next = KnownFile { incarnations, nodes: known.nodes.clone(), ..*known };
-                save(&self.path, &next).map_err(|error| {
-                    Status::unavailable(format!("cannot remember the peer in {}: {error}", self.path.display()))
-                })?;
-                *known = next;
-                Ok(theirs.node)
-            }
+        let met = known.incarnations.get(&theirs.node.0).copied();
+        if [registered, met].into_iter().flatten().any(|it| it != theirs.incarnation) {
+            return Err(self.refusal(
+                REPLACED,
+                format!(
+                    "node {name} is known here with another data directory, and its promises were in that one: start it with \
+                     its old directory, or remove the node from the cluster and add it under a new name"
+                ),
+            ));
         }
+        if met.is_none() {
+            self.remember(&mut known, theirs)?;
+        }
+        Ok(theirs)
+    }
+
+    fn remember(&self, known: &mut KnownFile, theirs: Handshake) -> Result<(), Status> {
+        let mut next = known.clone();
+        next.incarnations.insert(theirs.node.0, theirs.incarnation);
+        save(&self.path, &next).map_err(|error| {
+            Status::unavailable(format!("cannot remember the peer in {}: {error}", self.path.display()))
+        })?;
+        *known = next;
+        Ok(())
     }
 
     fn refusal(&self, kind: &'static str, text: String) -> Status {
@@ -265,10 +284,22 @@ impl KnownPeers {
 }
 
 /// A node that joins notes down which nodes the cluster has, before its first start: those that formed it may be gone.
-pub fn note_nodes(data_dir: &Path, nodes: &BTreeMap<NodeId, PeerAddress>) -> std::io::Result<()> {
+pub fn note_nodes(data_dir: &Path, nodes: &[NodeInfo]) -> std::io::Result<()> {
     let path = data_dir.join(FILE);
     let known = read(&path)?;
-    save(&path, &KnownFile { nodes: nodes.iter().map(|(node, it)| (node.0, it.clone())).collect(), ..known })
+    save(&path, &KnownFile { nodes: addresses(nodes), registered: directories(nodes), ..known })
+}
+
+fn address(node: &NodeInfo) -> PeerAddress {
+    PeerAddress { name: node.name.clone(), address: node.peer_address.clone() }
+}
+
+fn addresses(nodes: &[NodeInfo]) -> BTreeMap<u64, PeerAddress> {
+    nodes.iter().map(|node| (node.id.0, address(node))).collect()
+}
+
+fn directories(nodes: &[NodeInfo]) -> BTreeMap<u64, u64> {
+    nodes.iter().filter(|node| node.incarnation != 0).map(|node| (node.id.0, node.incarnation)).collect()
 }
 
 fn read(path: &Path) -> std::io::Result<KnownFile> {
@@ -296,83 +327,4 @@ fn save(path: &Path, known: &KnownFile) -> std::io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn known(me: u64, cluster: u64, directory: &Path) -> KnownPeers {
-        let address = |id: u64| PeerAddress { name: format!("n{id}"), address: format!("127.0.0.1:{id}") };
-        KnownPeers {
-            path: directory.join("peers.json"),
-            ours: Handshake { cluster, node: NodeId(me), incarnation: 10 * me, to: NodeId(me) },
-            members: Mutex::new(Members { nodes: (1..=3).map(|id| (NodeId(id), address(id))).collect(), last: 0 }),
-            described: BTreeMap::new(),
-            known: Mutex::default(),
-            refused_by: Mutex::default(),
-        }
-    }
-
-    #[test]
-    fn one_stranger_stops_nobody_but_a_stranger_among_peers_stops() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let (n1, n2) = (known(1, 7, directory.path()), known(2, 7, directory.path()));
-        let stranger = known(3, 8, directory.path());
-        let refusal = stranger.admit(Some(n1.ours(NodeId(3)))).expect_err("of another cluster");
-        assert_eq!(n1.refused(NodeId(3), &refusal), Verdict::TryOn, "n2 may take n1 for what it is");
-        assert_eq!(n1.refused(NodeId(3), &refusal), Verdict::TryOn, "said again");
-        let refusal = |by: &KnownPeers| by.admit(Some(stranger.ours(by.ours.node))).expect_err("of another cluster");
-        assert_eq!(stranger.refused(NodeId(1), &refusal(&n1)), Verdict::TryOn);
-        assert_eq!(stranger.refused(NodeId(2), &refusal(&n2)), Verdict::Stop, "all of them say so");
-        n1.accepted(NodeId(3));
-        assert_eq!(n1.refused(NodeId(2), &refusal(&n2)), Verdict::TryOn, "n3 has changed its mind");
-    }
-
-    #[test]
-    fn a_node_with_another_directory_stops_at_the_first_refusal() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let n1 = known(1, 7, directory.path());
-        let mut n2 = known(2, 7, directory.path());
-        assert_eq!(n1.admit(Some(n2.ours(NodeId(1)))).expect("welcome"), NodeId(2));
-        n2.ours.incarnation += 1;
-        let refusal = n1.admit(Some(n2.ours(NodeId(1)))).expect_err("its promises are gone");
-        assert_eq!(n2.refused(NodeId(1), &refusal), Verdict::Stop, "{refusal}");
-        // The same words from another cluster's node prove nothing.
-        let foreign = known(1, 8, directory.path());
-        let refusal = foreign.refusal(REPLACED, "no".into());
-        assert_eq!(n2.refused(NodeId(3), &refusal), Verdict::TryOn);
-    }
-
-    #[test]
-    fn a_peer_is_admitted_only_when_it_is_remembered() {
-        let n1 = known(1, 7, Path::new("/nowhere/at/all"));
-        let n2 = known(2, 7, Path::new("/nowhere"));
-        for _ in 0..2 {
-            let refusal = n1.admit(Some(n2.ours(NodeId(1)))).expect_err("it cannot be remembered");
-            assert_eq!(refusal.code(), Code::Unavailable);
-        }
-    }
-
-    #[test]
-    fn who_was_removed_is_told_for_good_and_who_is_new_is_not() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let (n1, n3) = (known(1, 7, directory.path()), known(3, 7, directory.path()));
-        let address = |id: u64| PeerAddress { name: format!("n{id}"), address: format!("127.0.0.1:{id}") };
-        n1.meet(&[1, 2, 4].map(|id| (NodeId(id), address(id))).into(), NodeId(4));
-        let refusal = n1.admit(Some(n3.ours(NodeId(1)))).expect_err("it was removed");
-        assert_eq!(n3.refused(NodeId(1), &refusal), Verdict::Leave, "{refusal}");
-        assert!(!n1.is_member(NodeId(3)));
-        let n5 = known(5, 7, directory.path());
-        let refusal = n1.admit(Some(n5.ours(NodeId(1)))).expect_err("the map here is older");
-        assert_eq!(n5.refused(NodeId(1), &refusal), Verdict::TryOn, "{refusal}");
-        n1.meet(&[1, 2, 3].map(|id| (NodeId(id), address(id))).into(), NodeId(3));
-        assert!(n1.is_member(NodeId(4)) && !n1.is_member(NodeId(3)), "that map is older");
-    }
-
-    #[test]
-    fn what_is_meant_for_another_node_is_not_taken() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let (n1, n2) = (known(1, 7, directory.path()), known(2, 7, directory.path()));
-        let refusal = n1.admit(Some(n2.ours(NodeId(3)))).expect_err("n3's address leads here");
-        assert!(refusal.message().contains("this is n1, not n3"), "{refusal}");
-        assert_eq!(n2.refused(NodeId(3), &refusal), Verdict::TryOn);
-    }
-}
+mod tests;

@@ -80,11 +80,7 @@ impl Seeding {
             let shards: Vec<ShardInfo> = map.shards.iter().filter(|shard| shard.group == *id).cloned().collect();
             groups.insert(*id, Filling::begin(&store, *id, &shards, floor)?);
         }
-        let state = || MasterState {
-            map: ShardMap { compacted: floor, ..map.clone() },
-            reserved_up_to: floor,
-            ..MasterState::default()
-        };
+        let state = || MasterState { map: ShardMap { compacted: floor, ..map.clone() }, reserved_up_to: floor };
         let master = hosted.contains(&SHARDMASTER_GROUP).then(state);
         Ok(Seeding { store, shards: map.shards.clone(), groups, master })
     }

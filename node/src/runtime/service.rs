@@ -40,15 +40,16 @@ impl Peer for PeerService {
     type ExchangeStream = Boxed<PeerBatch>;
 
     async fn exchange(&self, request: Request<Streaming<PeerBatch>>) -> Result<Response<Self::ExchangeStream>, Status> {
-        let from = self.known.admit(Handshake::read(request.metadata()))?;
+        let admitted = self.known.admit(Handshake::read(request.metadata()))?;
+        let from = admitted.node;
         let mut batches = request.into_inner();
         let (mailbox, known) = (self.mailbox.clone(), self.known.clone());
         let (ended, end) = mpsc::channel::<Result<PeerBatch, Status>>(1);
         tokio::spawn(async move {
             while let Some(batch) = batches.next().await {
                 let Ok(batch) = batch else { break };
-                if !known.is_member(from) {
-                    // It was removed: it is told so when it comes again.
+                if !known.is_welcome(&admitted) {
+                    // It was removed, or is not who it was: it is told so when it comes again.
                     break;
                 }
                 if let Err(status) = peers::receive(&mailbox, from, batch) {

@@ -14,7 +14,6 @@ use super::space::SpaceGuard;
 use crate::core::{ApplyJob, Core, CoreStatus, Hosted, Hosting, Input, Machine, Outputs, Span};
 use paxos::{GroupId, NodeId, Time};
 use proto::dial::{Dialer, PlainText};
-use shardkv::map::NodeInfo;
 use shardkv::store::Store;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -240,8 +239,7 @@ impl Node {
             return;
         }
         self.met = map.version;
-        let address = |node: &NodeInfo| PeerAddress { name: node.name.clone(), address: node.peer_address.clone() };
-        self.known.meet(&map.nodes.iter().map(|node| (node.id, address(node))).collect(), map.newest_node());
+        self.known.meet(&map.nodes, map.newest_node());
         self.reach(self.known.peers());
     }
 

@@ -334,7 +334,10 @@ fn groups_with_fewer_replicas_get_nothing_by_themselves() {
     world.settle();
     let after = world.state.map.shards.iter().filter(|shard| shard.group == GroupId(3)).count();
     assert!(after <= before, "{:?}", world.state.map.shards);
-    assert!(world.plan().why.iter().any(|why| why.contains("g3") && why.contains("fewer replicas")));
+    let why = world.plan().why;
+    let small = why.iter().find(|why| why.starts_with("g3:") && why.contains("fewer replicas")).expect("it is named");
+    let carries = world.carried(|load| load.reads)[&GroupId(3)];
+    assert!(carries > 0 && small.contains(&format!(" {carries} requests/s")), "{carries}: {small}");
 }
 
 /// Keys 0 to 99 lie in ten shards of g2, the others in nine of g3; g4 has just come.

@@ -9,12 +9,14 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 
 /// Appends to a key of its own and reads it back, without a pause, until it is told to stop: no request fails,
-/// none is lost or done twice, and no read is stale. How long one of these pairs took at most.
+/// none is lost or done twice, and no read is stale. It goes round the endpoints, and reads at another one than it has
+/// written at, so what one gateway has not heard of yet is asked there at once. How long one of these pairs took at most.
 ///
 /// # Panics
-/// If anything of that is not so: it runs in a test's own task.
-pub async fn append(endpoint: String, number: u64, stop: Arc<AtomicBool>, done: Arc<AtomicU64>) -> Duration {
-    let mut client = kv(channel(&endpoint));
+/// If anything of that is not so: it runs in a test's own task. Also without an endpoint.
+pub async fn append(endpoints: Vec<String>, number: u64, stop: Arc<AtomicBool>, done: Arc<AtomicU64>) -> Duration {
+    let mut clients: Vec<_> = endpoints.iter().map(|endpoint| kv(channel(endpoint))).collect();
+    let mut at = number as usize % clients.len();
     let key = Bytes::from(format!("{}/own", char::from(b'a' + (number * 3) as u8)));
     let (mut longest, mut version) = (Duration::ZERO, 0);
     while !stop.load(Ordering::Relaxed) {
@@ -22,9 +24,10 @@ pub async fn append(endpoint: String, number: u64, stop: Arc<AtomicBool>, done: 
         version += 1;
         let value = Bytes::from(version.to_string());
         let put = pb::PutRequest { key: key.clone(), value: value.clone(), ..Default::default() };
-        client.put(put).await.unwrap_or_else(|error| panic!("{number}: put {version}: {error}"));
+        clients[at].put(put).await.unwrap_or_else(|error| panic!("{number}: put {version}: {error}"));
+        at = (at + 1) % clients.len();
         let range = pb::RangeRequest { key: key.clone(), ..Default::default() };
-        let read = client.range(range).await.unwrap_or_else(|error| panic!("{number}: get {version}: {error}"));
+        let read = clients[at].range(range).await.unwrap_or_else(|error| panic!("{number}: get {version}: {error}"));
         let pair = &read.get_ref().kvs[0];
         assert_eq!((&pair.value, pair.version), (&value, version), "{number}");
         longest = longest.max(begun.elapsed());
@@ -41,10 +44,10 @@ pub struct Appenders {
 }
 
 impl Appenders {
-    /// So many, all at one endpoint.
-    pub fn start(endpoint: &str, count: u64) -> Appenders {
+    /// So many, at all of these endpoints by turns.
+    pub fn start(endpoints: &[String], count: u64) -> Appenders {
         let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let client = |number| tokio::spawn(append(endpoint.to_owned(), number, stop.clone(), done.clone()));
+        let client = |number| tokio::spawn(append(endpoints.to_vec(), number, stop.clone(), done.clone()));
         let clients = (0..count).map(client).collect();
         Appenders { stop, done, clients }
     }

@@ -124,6 +124,9 @@ enum Command {
         /// Which shapes; all if not given.
         #[arg(long, value_enum)]
         shape: Vec<partition::Shape>,
+        /// Move, split and merge shards of two data groups meanwhile; what is measured is of both.
+        #[arg(long)]
+        moving: bool,
         /// Fail where the bar is missed (less than 2 s), or hosts cannot be cut off here.
         #[arg(long)]
         bar: bool,
@@ -262,12 +265,14 @@ async fn run(Arguments { command, directory }: Arguments) -> Result<(), HarnessE
             );
             judge(bar, &bars::balance(&seen))?;
         }
-        Command::Partition { rounds, seconds, shape, bar } => {
+        Command::Partition { rounds, seconds, shape, moving, bar } => {
             let shapes = if shape.is_empty() { partition::SHAPES.to_vec() } else { shape };
-            let seen = partition::run(&shapes, rounds, Duration::from_secs_f64(seconds), &directory).await?;
+            let cuts = partition::Cuts { shapes, rounds, length: Duration::from_secs_f64(seconds), moving };
+            let seen = partition::run(&cuts, &directory).await?;
             judge(bar, &bars::partitions(seen.as_ref()))?;
             let Some(seen) = seen else { return Ok(()) };
-            println!("{} appends, none failed; the slowest took {:.0?}", seen.appends, seen.longest);
+            let changes = if moving { format!(", {} changes of shards", seen.changes) } else { String::new() };
+            println!("{} appends, none failed; the slowest took {:.0?}{changes}", seen.appends, seen.longest);
         }
         Command::Smoke { system, layout } => {
             smoke::run(system, layout, directory).await?;

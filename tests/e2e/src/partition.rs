@@ -5,6 +5,7 @@ use crate::HarnessError;
 use crate::append::append;
 use crate::client::{answers, channel};
 use crate::hosts::{Host, Hosts};
+use crate::mover::keep_moving;
 use crate::process::Process;
 use crate::system::System;
 use proto::admin::StatusRequest;
@@ -18,8 +19,8 @@ use std::time::{Duration, Instant};
 
 /// Nodes of the cluster: with five, one can have a majority that no other one has.
 pub const NODES: usize = 5;
-const CLIENTS: u64 = 8;
-/// The data group, of which every node has a replica.
+const CLIENTS: u64 = 11;
+/// The data group whose leader is cut off; every node has a replica of it.
 const GROUP: u64 = 2;
 /// How often the count of answers is looked at: the resolution of what is measured.
 const LOOK: Duration = Duration::from_millis(2);
@@ -93,6 +94,8 @@ pub struct Partitions {
     pub seen: Vec<Seen>,
     /// How many appends there were; each was read back.
     pub appends: u64,
+    /// How many moves, splits and merges were planned meanwhile.
+    pub changes: u64,
     /// How long one of them took at most.
     pub longest: Duration,
 }
@@ -104,14 +107,14 @@ struct Site {
     hosts: Hosts,
 }
 
-fn start(hosts: &Hosts, directory: &Path) -> Result<Vec<Process>, HarnessError> {
+fn start(hosts: &Hosts, groups: u64, directory: &Path) -> Result<Vec<Process>, HarnessError> {
     let binary = System::Cloudpaxos.binary()?;
     let cluster: Vec<String> = (0..NODES).map(|host| format!("n{host}={}:2380", hosts.address(host))).collect();
     let launch = |name: String, host: Host, own: &[(&str, String)]| {
         let mut words = hosts.wrapper(host);
         words.extend([binary.clone().into(), "start".into()]);
-        let common =
-            [("--initial-cluster", cluster.join(",")), ("--data-groups", "1".into()), ("--name", name.clone())];
+        let cluster = cluster.join(",");
+        let common = [("--initial-cluster", cluster), ("--data-groups", groups.to_string()), ("--name", name.clone())];
         let options = common.iter().chain(own).flat_map(|(option, value)| [option.into(), OsString::from(value)]);
         words.extend(options);
         words.push("--insecure-plaintext".into());
@@ -189,26 +192,38 @@ async fn longest_gap(done: &AtomicU64, length: Duration) -> Duration {
     }
 }
 
-/// Cuts links in each of the shapes, `rounds` times, each for `length`, and mends them for as long. `None` where this
-/// machine cannot make hosts. Logs of a run that failed stay.
-pub async fn run(
-    shapes: &[Shape],
-    rounds: u32,
-    length: Duration,
-    parent: &Path,
-) -> Result<Option<Partitions>, HarnessError> {
+/// What is to be done.
+#[derive(Clone, Debug)]
+pub struct Cuts {
+    /// In which shapes links are cut, one after the other.
+    pub shapes: Vec<Shape>,
+    /// How often all of them.
+    pub rounds: u32,
+    /// How long a cut lasts, and its mending.
+    pub length: Duration,
+    /// Whether shards of two data groups are moved, split and merged at random meanwhile. Without, there is one group:
+    /// only then nobody else answers while its leader is gone.
+    pub moving: bool,
+}
+
+/// Cuts links, and mends them. `None` where this machine cannot make hosts. Logs of a run that failed stay.
+pub async fn run(cuts: &Cuts, parent: &Path) -> Result<Option<Partitions>, HarnessError> {
+    let Cuts { ref shapes, rounds, length, moving } = *cuts;
+    let groups = if moving { 2 } else { 1 };
     let Some(hosts) = Hosts::new(NODES + 1)? else { return Ok(None) };
     let directory = tempfile::Builder::new().prefix("e2e-partition-").tempdir_in(parent);
     let mut directory = directory.map_err(HarnessError::io("creating a directory"))?;
     directory.disable_cleanup(true);
     hosts.enter(NODES)?;
-    let processes = start(&hosts, directory.path())?;
+    let processes = start(&hosts, groups, directory.path())?;
     let mut site = Site { processes, hosts };
     site.wait_ready().await?;
     let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let clients: Vec<_> = (0..CLIENTS)
-        .map(|number| tokio::spawn(append(GATEWAY.to_owned(), number, stop.clone(), done.clone())))
+        .map(|number| tokio::spawn(append(vec![GATEWAY.to_owned()], number, stop.clone(), done.clone())))
         .collect();
+    let admin = AdminClient::new(channel(GATEWAY));
+    let mover = moving.then(|| tokio::spawn(keep_moving(admin, groups, stop.clone())));
     let mut partitions = Partitions::default();
     for shape in (0..rounds).flat_map(|_| shapes.iter().copied()) {
         longest_gap(&done, length / 2).await;
@@ -223,12 +238,15 @@ pub async fn run(
         partitions.seen.push(seen);
     }
     stop.store(true, Ordering::Relaxed);
+    let failed = |what: &str| {
+        let what = what.to_owned();
+        move |error: tokio::task::JoinError| HarnessError::Wrong { what, detail: error.to_string() }
+    };
     for client in clients {
-        let failed = |error: tokio::task::JoinError| HarnessError::Wrong {
-            what: "an append to a key of its own".to_owned(),
-            detail: error.to_string(),
-        };
-        partitions.longest = partitions.longest.max(client.await.map_err(failed)?);
+        partitions.longest = partitions.longest.max(client.await.map_err(failed("an append to a key of its own"))?);
+    }
+    if let Some(mover) = mover {
+        partitions.changes = mover.await.map_err(failed("a wish for another place of a shard"))?;
     }
     partitions.appends = done.load(Ordering::Relaxed);
     site.processes.clear();

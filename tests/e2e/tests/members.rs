@@ -18,7 +18,7 @@ async fn nodes_come_and_go_and_no_request_fails() {
     let ports = free_ports(4).expect("four free ports");
     let third = cluster.endpoint(2).expect("it serves clients");
     let address = third.trim_start_matches("http://").to_owned();
-    let clients = Appenders::start(&third, 8);
+    let clients = Appenders::start(std::slice::from_ref(&third), 8);
     let well = |words: &[&str]| {
         let said = run(&[words, &["--endpoints", &address]].concat());
         said.unwrap_or_else(|error| panic!("{words:?}: {error}"))
@@ -94,7 +94,7 @@ async fn a_cluster_grows_and_shrinks_and_no_request_fails() {
     let ports = free_ports(4).expect("four free ports");
     let third = cluster.endpoint(2).expect("it serves clients");
     let address = third.trim_start_matches("http://").to_owned();
-    let clients = Appenders::start(&third, 8);
+    let clients = Appenders::start(std::slice::from_ref(&third), 8);
     let well = |words: &[&str]| {
         let said = run(&[words, &["--endpoints", &address]].concat());
         said.unwrap_or_else(|error| panic!("{words:?}: {error}"))

@@ -101,7 +101,7 @@ async fn a_replica_whose_store_lost_rows_is_found_out_and_mended() {
     tokio::task::block_in_place(|| lose_rows(&cluster.member(N3).data, &[rewritten, silent]));
     cluster.launch(N3).expect("it starts: it cannot know");
     cluster.wait_ready().await.expect("it serves");
-    let clients = Appenders::start(&first, 4);
+    let clients = Appenders::start(std::slice::from_ref(&first), 4);
 
     // The others have a second version of this key; n3 takes it for the first.
     put(&first, rewritten, new.clone()).await;

@@ -22,8 +22,8 @@ use wal::{Append, Log, Recovery};
 const FRAME_BYTES_MAX: u64 = 320 << 10;
 
 impl Site {
-    /// A machine with empty disks.
-    pub fn new(random: &mut Random) -> Site {
+    /// A machine with empty disks, and a data directory of this number.
+    pub fn new(random: &mut Random, incarnation: u64) -> Site {
         Site {
             disk: MemDisk::new(),
             store: Arc::new(MemoryStore::new()),
@@ -36,6 +36,7 @@ impl Site {
             doomed: None,
             rotten: false,
             formed: false,
+            incarnation,
             retired: false,
             met: Default::default(),
             last_words: LastWords::default(),
@@ -72,12 +73,13 @@ impl World {
     }
 
     fn core_config(&self, me: NodeId, boot: u64) -> CoreConfig {
-        let met = self.sites.get(&me).map(|site| site.met.0.clone()).unwrap_or_default();
+        let (met, incarnation) =
+            self.sites.get(&me).map(|site| (site.met.0.clone(), site.incarnation)).unwrap_or_default();
         let nodes: BTreeSet<NodeId> = self.plan.founders.iter().copied().chain(met).collect();
         CoreConfig {
             me,
             boot,
-            info: World::node_info(me),
+            info: NodeInfo { incarnation, ..World::node_info(me) },
             nodes: nodes.into_iter().collect(),
             timing: Timing::default(),
             read_mode: self.plan.read_mode,

@@ -7,7 +7,7 @@ use crate::plan::Fault;
 use crate::process::{LastWords, Site};
 use crate::world::{Event, Phase, World};
 use paxos::{NodeId, quorum_of};
-use shardkv::map::ShardMap;
+use shardkv::map::{NodeInfo, ShardMap};
 use shardkv::request::RequestBody;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -65,7 +65,7 @@ impl World {
         self.trace.line(self.now, format_args!("{node} loses its disks"));
         self.cut_power(node, 1_000_000);
         if self.plan.options.mutant == Some(Mutant::RejoinUnderOldId) {
-            let empty = Site::new(&mut self.random);
+            let empty = Site::new(&mut self.random, 0);
             if let Some(site) = self.sites.get_mut(&node) {
                 (site.disk, site.store, site.boot, site.formed) = (empty.disk, empty.store, 0, false);
             }
@@ -135,7 +135,7 @@ impl World {
         let Some(map) = self.newest_map().filter(|map| !map.nodes.is_empty()) else { return };
         for (lost, (name, successor)) in self.losses.successors.clone() {
             match (successor, map.nodes.iter().find(|node| node.name == name)) {
-                (None, Some(info)) => self.join(lost, info.id),
+                (None, Some(info)) => self.join(lost, info),
                 (None, None) => self.ask_for_id(name),
                 (Some(_), _) => self.retire_lost(&map, lost),
             }
@@ -149,7 +149,8 @@ impl World {
     }
 
     /// A new node starts, under the id that it was given.
-    fn join(&mut self, lost: NodeId, id: NodeId) {
+    fn join(&mut self, lost: NodeId, info: &NodeInfo) {
+        let id = info.id;
         if let Some((_, successor)) = self.losses.successors.get_mut(&lost) {
             *successor = Some(id);
         }
@@ -159,7 +160,7 @@ impl World {
         let map = self.newest_map();
         let met =
             map.map(|map| (map.nodes.iter().map(|info| info.id).collect(), map.newest_node())).unwrap_or_default();
-        let site = Site { met, ..Site::new(&mut self.random) };
+        let site = Site { met, ..Site::new(&mut self.random, info.incarnation) };
         self.sites.insert(id, site);
         let delay = self.random.below(200_000);
         self.schedule(delay, Event::Restart(id));

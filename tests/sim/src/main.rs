@@ -1,7 +1,7 @@
 //! The simulator's command line.
 
 use clap::Parser;
-use sim::{Coverage, Failure, Mutant, Options, Summary, run};
+use sim::{Coverage, Failure, Mutant, Options, Regression, Summary, run};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -28,7 +28,7 @@ struct Arguments {
     /// Fresh seeds for this many minutes
     #[arg(long)]
     minutes: Option<u64>,
-    /// The seeds of a file, one a line; text behind # is a comment
+    /// The seeds of a file, one a line, or a seed and its seconds; text behind # is a comment
     #[arg(long, value_name = "FILE")]
     regressions: Option<PathBuf>,
     /// Simulated seconds with faults per seed
@@ -59,18 +59,18 @@ struct Arguments {
 
 /// Which seeds, and until when.
 struct Seeds {
-    list: Vec<u64>,
+    list: Vec<Regression>,
     fresh_from: Option<u64>,
     until: Option<Instant>,
 }
 
 impl Seeds {
-    fn get(&self, index: u64) -> Option<u64> {
+    fn get(&self, index: u64) -> Option<Regression> {
         if let Some(seed) = usize::try_from(index).ok().and_then(|index| self.list.get(index)) {
             return Some(*seed);
         }
         let first = self.fresh_from?;
-        (Instant::now() < self.until?).then(|| first + index)
+        (Instant::now() < self.until?).then(|| plain(first + index))
     }
 }
 
@@ -82,20 +82,19 @@ fn parse_range(text: &str) -> Result<Vec<u64>, String> {
     }
 }
 
-fn parse_file(text: &str) -> Result<Vec<u64>, String> {
-    let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
-    let seeds = lines.filter(|line| !line.is_empty());
-    seeds.map(|seed| seed.parse().map_err(|error| format!("{seed:?} is no seed: {error}"))).collect()
+/// A seed with as many seconds as the command line says.
+fn plain(seed: u64) -> Regression {
+    Regression { seed, seconds: None }
 }
 
 fn seeds(arguments: &Arguments) -> Result<Seeds, String> {
-    let mut list: Vec<u64> = arguments.seed.or(arguments.named_seed).into_iter().collect();
+    let mut list: Vec<Regression> = arguments.seed.or(arguments.named_seed).into_iter().map(plain).collect();
     if let Some(range) = &arguments.seeds {
-        list.extend(parse_range(range)?);
+        list.extend(parse_range(range)?.into_iter().map(plain));
     }
     if let Some(file) = &arguments.regressions {
         let text = std::fs::read_to_string(file).map_err(|error| format!("cannot read {}: {error}", file.display()))?;
-        list.extend(parse_file(&text)?);
+        list.extend(sim::regressions::parse(&text)?);
     }
     let until = arguments.minutes.map(|minutes| Instant::now() + Duration::from_secs(60 * minutes));
     let since_1970 = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
@@ -154,8 +153,9 @@ fn main() -> ExitCode {
         for _ in 0..arguments.jobs.max(1) {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed)
-                    && let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed))
+                    && let Some(Regression { seed, seconds }) = seeds.get(next.fetch_add(1, Ordering::Relaxed))
                 {
+                    let options = Options { seconds: seconds.unwrap_or(options.seconds), ..options };
                     let result = once_or_twice(seed, options, arguments.twice);
                     let mut totals = totals.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                     totals.seeds += 1;
@@ -177,10 +177,13 @@ fn main() -> ExitCode {
             });
         }
     });
-    report(&totals.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner), began.elapsed())
+    // What once failed was not chosen for what happens in it.
+    let judged = if arguments.regressions.is_some() { u64::MAX } else { SEEDS_FOR_COVERAGE };
+    report(&totals.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner), began.elapsed(), judged)
 }
 
-fn report(totals: &Totals, took: Duration) -> ExitCode {
+/// Prints what came of all seeds; from `judged` seeds on it matters how much happened in them.
+fn report(totals: &Totals, took: Duration, judged: u64) -> ExitCode {
     let Totals { seeds, micros, events, requests, failed, coverage } = totals;
     let hours = *micros as f64 / 3.6e9;
     let minutes = took.as_secs_f64() / 60.0;
@@ -194,7 +197,7 @@ fn report(totals: &Totals, took: Duration) -> ExitCode {
         return ExitCode::FAILURE;
     }
     let missing = coverage.missing(*seeds);
-    if *seeds >= SEEDS_FOR_COVERAGE && !missing.is_empty() {
+    if *seeds >= judged && !missing.is_empty() {
         let seen: Vec<String> = missing.iter().map(|(name, count)| format!("{name} {count} times")).collect();
         eprintln!("too little happened: saw {}", seen.join(", "));
         return ExitCode::FAILURE;

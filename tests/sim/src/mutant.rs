@@ -60,6 +60,7 @@ pub const ALL: &[Mutant] = &[
     Mutant::Flaw(Flaw::AdoptPieceByPiece),
     Mutant::Flaw(Flaw::LeaseOfAnyBallot),
     Mutant::Flaw(Flaw::ReadWithoutLease),
+    Mutant::Flaw(Flaw::LeaseAsOfThePing),
     Mutant::Flaw(Flaw::ReadBeforeWrites),
     Mutant::Flaw(Flaw::ForgetTombstone),
     Mutant::Flaw(Flaw::MoveWithoutSessions),
@@ -97,6 +98,7 @@ impl Mutant {
             Mutant::Flaw(Flaw::AdoptPieceByPiece) => "adopt-piece-by-piece",
             Mutant::Flaw(Flaw::LeaseOfAnyBallot) => "lease-of-any-ballot",
             Mutant::Flaw(Flaw::ReadWithoutLease) => "read-without-lease",
+            Mutant::Flaw(Flaw::LeaseAsOfThePing) => "lease-as-of-the-ping",
             Mutant::Flaw(Flaw::ReadBeforeWrites) => "read-before-writes",
             Mutant::Flaw(Flaw::ForgetTombstone) => "forget-tombstone",
             Mutant::Flaw(Flaw::MoveWithoutSessions) => "move-without-sessions",
@@ -137,7 +139,7 @@ fn shown_by(flaw: Flaw) -> &'static [&'static str] {
         Flaw::AppendBehindStopSign => &["behind its stop-sign", "agreement", "violations"],
         Flaw::ForgetSeal => &["no convergence", "violations", "agreement"],
         Flaw::AdoptPieceByPiece => &["agreement", "another entry for slot", "states differ", "violations"],
-        Flaw::LeaseOfAnyBallot | Flaw::ReadWithoutLease => &["two leaseholders", "violations"],
+        Flaw::LeaseOfAnyBallot | Flaw::ReadWithoutLease | Flaw::LeaseAsOfThePing => &["two leaseholders", "violations"],
         Flaw::ReadBeforeWrites
         | Flaw::MoveWithoutSessions
         | Flaw::MoveWithoutLastChanges

@@ -37,6 +37,8 @@ pub struct Site {
     pub rotten: bool,
     /// Its replicas' beginnings are logged: from then on the log says which there are.
     pub formed: bool,
+    /// The random number of its data directory.
+    pub incarnation: u64,
     /// It never starts again: its disks are gone, or cannot prove its promises.
     pub retired: bool,
     /// The nodes of the cluster, as it has noted them down, and the largest id among all that there ever were.

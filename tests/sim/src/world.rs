@@ -180,7 +180,7 @@ impl World {
     pub fn new(plan: Plan) -> World {
         let mut random = Random::new(plan.seed, 2);
         let choices = Random::new(plan.seed, 3);
-        let sites = plan.nodes.iter().map(|node| (*node, Site::new(&mut random))).collect();
+        let sites = plan.nodes.iter().map(|node| (*node, Site::new(&mut random, node.0))).collect();
         let mut world = World {
             network: Network::new(plan.quality, plan.latency_micros),
             trace: Trace::new(plan.options.trace),

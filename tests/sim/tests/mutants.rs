@@ -54,6 +54,7 @@ caught! {
     adopting_a_log_piece_by_piece: Mutant::Flaw(Flaw::AdoptPieceByPiece), 200..400;
     a_lease_of_any_ballot: Mutant::Flaw(Flaw::LeaseOfAnyBallot), 0..240;
     reading_without_a_lease: Mutant::Flaw(Flaw::ReadWithoutLease), 0..60;
+    judging_a_lease_as_of_the_last_ping: Mutant::Flaw(Flaw::LeaseAsOfThePing), 0..60;
     reading_before_earlier_writes: Mutant::Flaw(Flaw::ReadBeforeWrites), 0..20;
     taking_rot_for_a_torn_tail: Mutant::CutAtRot, 0..240;
     writing_that_an_entry_is_applied_before_what_it_does: Mutant::Flaw(Flaw::AppliedBeforeData), 0..60;

@@ -1,7 +1,7 @@
 //! A bounded slice of what the simulator can do: seeds that found bugs, a few fresh ones, equal
 //! traces for equal seeds, and faults that really happened.
 
-use sim::{Coverage, Options, run};
+use sim::{Coverage, Options, Regression, run};
 
 fn all_pass(seeds: impl Iterator<Item = u64>, options: Options) -> Coverage {
     let mut coverage = Coverage::default();
@@ -16,9 +16,11 @@ fn all_pass(seeds: impl Iterator<Item = u64>, options: Options) -> Coverage {
 
 #[test]
 fn seeds_that_once_failed_pass() {
-    let text = include_str!("../regressions.txt");
-    let seeds = text.lines().filter_map(|line| line.split('#').next()).map(str::trim).filter(|seed| !seed.is_empty());
-    all_pass(seeds.map(|seed| seed.parse().expect("a line begins with a seed")), Options::default());
+    let regressions = sim::regressions::parse(include_str!("../regressions.txt")).expect("a file of seeds");
+    for Regression { seed, seconds } in regressions {
+        let options = Options::default();
+        all_pass([seed].into_iter(), Options { seconds: seconds.unwrap_or(options.seconds), ..options });
+    }
 }
 
 #[test]

@@ -52,11 +52,13 @@ Examples, on the emptiest nodes, spread over zones, and on nodes of your choice:
     Create(CreateOptions),
     /// Move all shards of a group to the others, while they serve; it stays, and gets none.
     #[command(after_help = "\
+Waits until it has none. It is given none from then on, until it is deleted, or that is undone.
+
 Examples:
   cloudpaxos groups empty 3
   cloudpaxos groups empty 3 --undo")]
     Empty(EmptyOptions),
-    /// Delete a group that has no shards, with its replicas.
+    /// Delete a group that has no shards, with its replicas, for good.
     #[command(after_help = "\
 Example:
   cloudpaxos groups empty 3 && cloudpaxos groups delete 3")]
