@@ -236,7 +236,8 @@ impl Plan {
                 // Several pieces in one entry would not fit into the small segments here.
                 batch_bytes_max: 128 << 10,
                 move_chunk_bytes: 1 << moving.between(13, 17),
-                move_bytes_per_second: 1 << moving.between(17, 25),
+                // The largest shards, of some 10 MiB, have arrived long before the patience at the end is over.
+                move_bytes_per_second: 1 << moving.between(19, 25),
                 kept_bytes_max: 1 << random.between(8, 15),
                 kept_behind_image_bytes_max: 1 << random.between(10, 18),
                 apply_lag_bytes_max: match spoils {
