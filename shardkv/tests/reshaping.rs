@@ -300,7 +300,6 @@ fn replicas_agree_whatever_they_go_through() {
     }
 }
 
-/// Apply is total, and what would leave a gap, an overlap or a ghost is refused.
 /// A session was evicted where a command of its was executed, and lives where another was: of shards that become one
 /// none knows the first any more, and its retry must not pass for new because of the second.
 #[test]
@@ -340,6 +339,7 @@ fn what_one_shard_has_forgotten_is_not_executed_again_when_it_is_merged() {
     done(one(&mut group, put(17, left, 2, "y", (8, 2))));
 }
 
+/// Apply is total, and what would leave a gap, an overlap or a ghost is refused.
 #[test]
 fn cuts_that_make_no_sense_are_refused() {
     let mut world = World::new(1);

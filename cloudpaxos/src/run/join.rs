@@ -73,7 +73,7 @@ pub(super) fn join(directory: &mut DataDir, site: &StartConfig, secured: &Secure
     Ok(())
 }
 
-/// Where the nodes are that the cluster has now.
+/// The nodes that the cluster has now, as far as they can be reached.
 fn reached(map: &ShardMap) -> Vec<NodeInfo> {
     map.nodes.iter().filter(|node| !node.peer_address.is_empty()).cloned().collect()
 }

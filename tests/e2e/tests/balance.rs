@@ -44,7 +44,7 @@ async fn a_large_shard_is_split_and_operators_are_told() {
     }
     let address = endpoint.trim_start_matches("http://");
     let top = ["shards", "top", "--limit", "0", "-o", "json", "--endpoints", address];
-    // Sizes are estimates: half of the limit lies between two neighbours that are as they should be.
+    // Sizes are estimates: one may be half as large again.
     let small = |bytes: &serde_json::Value| bytes.as_u64().is_some_and(|bytes| bytes < 3 * SHARD_BYTES_MAX / 2);
     await_answer(&top, "a shard stays large", |told| {
         let shards = told["shards"].as_array().cloned().unwrap_or_default();
