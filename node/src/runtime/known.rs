@@ -155,12 +155,17 @@ impl KnownPeers {
     /// The shard map says which nodes there are, and which id was given last. What cannot be written down is known until
     /// the next start.
     pub fn meet(&self, nodes: &[NodeInfo], last_node: NodeId) {
-        let (stored, registered) = (addresses(nodes), directories(nodes));
+        let (stored, mut registered) = (addresses(nodes), directories(nodes));
         {
             let mut members = lock(&self.members);
             // After a crash a node may begin with a map that is older than what it has noted.
             if last_node.0 < members.last {
                 return;
+            }
+            // That map may be from before a node had told of its directory, too.
+            let noted = members.registered.iter().filter(|(node, _)| stored.contains_key(*node));
+            for (node, it) in noted {
+                registered.entry(*node).or_insert(*it);
             }
             let described = |node: &NodeInfo| self.described.get(&node.id).cloned().unwrap_or_else(|| address(node));
             let nodes = nodes.iter().map(|node| (node.id, described(node))).collect();

@@ -66,6 +66,8 @@ fn a_directory_that_the_map_has_is_known_to_who_never_met_the_node() {
     assert!(n4.is_welcome(&first) && !n4.is_welcome(&second), "a stream that was open before ends");
     let file = read(&directory.path().join("peers.json")).expect("a file");
     assert_eq!(file.registered, [1, 2, 3, 4].map(|id| (id, 10 * id)).into(), "the next start knows it, too");
+    n4.meet(&[1, 2, 3, 4].map(|id| info(id, 0)), NodeId(4));
+    assert!(!n4.is_welcome(&second), "a map from before n1 has told, after a crash, makes nobody forget");
     n4.admit(Some(first)).expect("it is who it was");
 }
 
