@@ -92,3 +92,37 @@ fn rocks() {
     drop(store);
     assert_eq!(keys(&open(), "a", "z"), "hi", "what was flushed is there after a restart");
 }
+
+#[cfg(feature = "rocks")]
+#[test]
+fn what_leaves_level_0_is_compressed() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = shardkv::RocksStore::open(directory.path(), shardkv::RocksOptions::default()).unwrap();
+    let value = Bytes::from(vec![b'v'; 4096]);
+    // Small, so that level 0 is merged into the last level at once.
+    for n in 0..8 * 64 {
+        store.write(&batch(|b| b.put(format!("{:03}", n % 100).into(), value.clone()))).unwrap();
+        if n % 64 == 63 {
+            store.flush().unwrap();
+        }
+    }
+    let (begun, patience) = (std::time::Instant::now(), std::time::Duration::from_secs(30));
+    loop {
+        let figures = store.figures().unwrap();
+        if figures.level_0_files == 0 && figures.compactions == 0 {
+            assert!(figures.files_bytes < 100 * 4096 / 4, "{figures:?}");
+            return;
+        }
+        assert!(begun.elapsed() < patience, "nothing was compacted: {figures:?}");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
+#[cfg(feature = "rocks")]
+#[test]
+fn no_two_of_three_nodes_flush_alike() {
+    let alike = shardkv::RocksOptions::default();
+    let sizes: std::collections::BTreeSet<u64> = (1..=3).map(|node| alike.staggered(node).flush_bytes()).collect();
+    assert_eq!(sizes.len(), 3);
+    assert!(sizes.iter().all(|size| (alike.flush_bytes() * 3 / 4..alike.flush_bytes()).contains(size)), "{sizes:?}");
+}

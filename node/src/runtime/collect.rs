@@ -10,15 +10,21 @@ use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Collection lags the floor by this.
 const LAG_MICROS: u64 = 60_000_000;
 /// Between two looks at the floors.
 const PERIOD: Duration = Duration::from_secs(1);
-/// Changes looked at in one step, and the pause between steps.
+/// Changes looked at in one step.
 const BUDGET: usize = 512;
-const PAUSE: Duration = Duration::from_millis(5);
+/// The shortest rest between two steps.
+const REST_MIN: Duration = Duration::from_millis(5);
+/// Rests are so many times as long as the step before: all replicas collect at the same time, and beside them clients are to
+/// notice nothing.
+const RESTS: u32 = 4;
+/// Whatever takes longer than this is in the way of the next floor, and is hurried up.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Ends the thread when dropped, and waits for its end: it holds the store open.
 pub struct Collector {
@@ -65,7 +71,9 @@ fn run<S: Store>(readers: &Readers<S>, stopped: &Receiver<()>) {
 
 /// Collects until nothing below `limit` is left; `false` if it must be tried again.
 fn collect<S: Store>(reader: &Reader<S>, limit: Revision, stopped: &Receiver<()>) -> bool {
+    let begun = Instant::now();
     loop {
+        let step = Instant::now();
         match reader.collect_below(BUDGET, limit) {
             Ok(Progress::More(_)) => {}
             Ok(Progress::Done(_)) => return true,
@@ -75,8 +83,27 @@ fn collect<S: Store>(reader: &Reader<S>, limit: Revision, stopped: &Receiver<()>
                 return false;
             }
         }
-        if stopped.recv_timeout(PAUSE) != Err(RecvTimeoutError::Timeout) {
+        if stopped.recv_timeout(rest(step.elapsed(), begun.elapsed())) != Err(RecvTimeoutError::Timeout) {
             return false;
         }
+    }
+}
+
+/// How long to rest after a step that took so long, so long after the beginning.
+fn rest(step: Duration, elapsed: Duration) -> Duration {
+    let times = if elapsed < PATIENCE { RESTS } else { 1 };
+    (step * times).max(REST_MIN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn collection_takes_a_fifth_of_a_core_until_the_next_floor_waits_for_it() {
+        let millis = Duration::from_millis;
+        assert_eq!(rest(millis(6), millis(0)), millis(24));
+        assert_eq!(rest(millis(1), millis(0)), millis(5));
+        assert_eq!(rest(millis(6), millis(60_000)), millis(6));
     }
 }
