@@ -95,6 +95,7 @@ fn rocks() {
 
 #[cfg(feature = "rocks")]
 #[test]
+#[allow(clippy::disallowed_methods)] // It waits for threads of RocksDB.
 fn what_leaves_level_0_is_compressed() {
     let directory = tempfile::tempdir().unwrap();
     let store = shardkv::RocksStore::open(directory.path(), shardkv::RocksOptions::default()).unwrap();
