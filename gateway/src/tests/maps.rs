@@ -43,6 +43,20 @@ fn an_idle_gateway_asks_for_a_map_until_somebody_answers() {
     assert_eq!(world.take_all(), [], "the map is the newest");
 }
 
+/// What it asks for is small, so whoever does not answer is gone, and somebody else may have come back.
+#[test]
+fn a_gateway_without_a_map_never_waits_long_for_silent_nodes() {
+    let mut world = World::fresh(GatewayConfig::default());
+    world.step(Input::Tick);
+    for _ in 0..9 {
+        world.take_one();
+        let before = world.now;
+        world.until_sent();
+        let waited = world.now.since(before);
+        assert!(waited <= 2 * SECOND + SECOND / 5, "{waited} µs");
+    }
+}
+
 #[test]
 fn a_gateway_that_was_idle_finds_nodes_that_were_all_replaced_meanwhile() {
     let mut world = World::with_map(on_nodes(1, [1, 2, 3]));

@@ -103,13 +103,17 @@ impl World {
         }
     }
 
-    /// Whether all nodes that a gateway knows were replaced while it heard from none: nodes are lost within seconds here.
+    /// Whether all nodes that a gateway knows, from a map or its start, were replaced meanwhile: nodes are lost within seconds here.
     /// Its operator starts it anew, and names nodes that are there (`--known-nodes`).
     fn knows_nobody(&self, gateway: usize) -> bool {
         let present = self.present_nodes();
         let gateway = &self.gateways[gateway];
-        let map = gateway.machine.as_ref().and_then(|machine| machine.map());
-        gateway.local.is_none() && map.is_some_and(|map| !map.nodes.iter().any(|node| present.contains(&node.id)))
+        let Some(machine) = gateway.machine.as_ref().filter(|_| gateway.local.is_none()) else { return false };
+        let known: Vec<NodeId> = match machine.map() {
+            Some(map) => map.nodes.iter().map(|node| node.id).collect(),
+            None => gateway.named.clone(),
+        };
+        !known.iter().any(|node| present.contains(node))
     }
 
     fn is_retired(&self, node: Option<NodeId>) -> bool {

@@ -16,6 +16,8 @@ use std::collections::BTreeMap;
 pub struct SimGateway {
     /// The node that it runs inside, if any.
     pub local: Option<NodeId>,
+    /// The nodes that it was started with.
+    pub named: Vec<NodeId>,
     /// Counts its starts.
     pub life: u64,
     /// The machine, while it runs.
@@ -34,7 +36,8 @@ impl SimGateway {
     /// A gateway that does not run yet.
     pub fn new(local: Option<NodeId>, random: &mut Random) -> SimGateway {
         let clock = Clock::new(random);
-        SimGateway { local, life: 0, machine: None, clock, wakes_at: None, calls: BTreeMap::new(), retries: 0 }
+        let (named, calls) = (Vec::new(), BTreeMap::new());
+        SimGateway { local, named, life: 0, machine: None, clock, wakes_at: None, calls, retries: 0 }
     }
 }
 
@@ -56,6 +59,7 @@ impl World {
             ..GatewayConfig::default()
         };
         let gateway = &mut self.gateways[index];
+        gateway.named.clone_from(&config.nodes);
         gateway.life += 1;
         gateway.machine = Some(Gateway::new(config));
         gateway.wakes_at = None;
