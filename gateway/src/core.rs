@@ -20,8 +20,8 @@ const MAP_AGAIN_MICROS: u64 = 500_000;
 /// The timeout of an attempt grows up to this many times the configured one, so that a slow answer
 /// to a big question arrives in the end.
 const TIMEOUT_GROWTH_MAX: u64 = 8;
-/// The same for maps and numbers, which are small: a gateway that knows little is not to wait long for whoever is gone.
-const SHARED_GROWTH_MAX: u64 = 2;
+/// The same for the first map: a gateway that has none knows few nodes, and must not wait long for each that is gone.
+const FIRST_MAP_GROWTH_MAX: u64 = 2;
 /// "No timer".
 pub(crate) const NEVER: Time = Time(u64::MAX);
 
@@ -211,7 +211,8 @@ impl Core {
         self.next_id += 1;
         self.attempts.insert(id, Attempt { owner: ask.owner, part: ask.part, group, node });
         // A refusal is an answer: whoever leads by now is not asked for longer because others did not.
-        let growth_max = if matches!(ask.owner, Owner::Call(_)) { TIMEOUT_GROWTH_MAX } else { SHARED_GROWTH_MAX };
+        let is_first_map = ask.owner == Owner::Map && self.router.map().is_none();
+        let growth_max = if is_first_map { FIRST_MAP_GROWTH_MAX } else { TIMEOUT_GROWTH_MAX };
         let growth = (1u64 << part.timeouts.min(8)).min(growth_max);
         part.current = Some(id);
         part.wake = now.plus(self.config.attempt_timeout_micros.saturating_mul(growth));

@@ -43,7 +43,6 @@ fn an_idle_gateway_asks_for_a_map_until_somebody_answers() {
     assert_eq!(world.take_all(), [], "the map is the newest");
 }
 
-/// What it asks for is small, so whoever does not answer is gone, and somebody else may have come back.
 #[test]
 fn a_gateway_without_a_map_never_waits_long_for_silent_nodes() {
     let mut world = World::fresh(GatewayConfig::default());
