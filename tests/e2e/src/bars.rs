@@ -2,8 +2,9 @@
 
 use crate::balancing::Balanced;
 use crate::failover::Outages;
-use crate::moving::{Moving, Phase};
+use crate::moving::Moving;
 use crate::partition::Partitions;
+use crate::phase::Phase;
 use std::time::Duration;
 
 /// Writes may be impossible for so long when a leader is lost, in any partition that leaves a majority.

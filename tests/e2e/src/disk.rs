@@ -1,11 +1,9 @@
 //! When the disk under a measurement stood still: it had requests, and finished none. Whoever waits for a sync waits then,
 //! whatever the store does.
 
+use crate::watch::Watch;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How often it is looked.
@@ -16,13 +14,6 @@ const STANDSTILL_MIN: Duration = Duration::from_millis(100);
 /// From when to when a disk stood still.
 pub type Standstill = (Instant, Instant);
 
-/// Looks at a disk on a thread of its own.
-#[derive(Debug)]
-pub struct DiskWatch {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Vec<Standstill>>>,
-}
-
 /// What a disk said.
 #[derive(Clone, Copy, Debug)]
 struct Look {
@@ -32,39 +23,17 @@ struct Look {
     in_flight: u64,
 }
 
-impl DiskWatch {
-    /// Watches the disk that `directory` lies on. `None` if none is known: a file system in memory, or one over several disks.
-    pub fn start(directory: &Path) -> Option<DiskWatch> {
-        let device = std::fs::metadata(directory).ok()?.dev();
-        let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-        let figures = PathBuf::from(format!("/sys/dev/block/{major}:{minor}/stat"));
-        read(&figures)?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = stop.clone();
-        let thread = std::thread::Builder::new().name("disk".into()).spawn(move || {
-            let mut watched = Standstills::default();
-            while !stopped.load(Ordering::Relaxed) {
-                if let Some(look) = read(&figures) {
-                    watched.look(look);
-                }
-                std::thread::sleep(LOOK);
-            }
-            watched.end()
-        });
-        Some(DiskWatch { stop, thread: Some(thread.ok()?) })
-    }
-
-    /// When it stood still, in order.
-    pub fn end(mut self) -> Vec<Standstill> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.take().and_then(|thread| thread.join().ok()).unwrap_or_default()
-    }
-}
-
-impl Drop for DiskWatch {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-    }
+/// Watches the disk that `directory` lies on. `None` if none is known: a file system in memory, or one over several disks.
+pub(crate) fn watch(directory: &Path) -> Option<Watch<Standstills>> {
+    let device = std::fs::metadata(directory).ok()?.dev();
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let figures = PathBuf::from(format!("/sys/dev/block/{major}:{minor}/stat"));
+    read(&figures)?;
+    Watch::start(LOOK, Standstills::default(), move |watched: &mut Standstills| {
+        if let Some(look) = read(&figures) {
+            watched.look(look);
+        }
+    })
 }
 
 /// As Documentation/block/stat.rst of Linux says. (Of a partition no flushes are counted: what waits for those alone is not
@@ -79,7 +48,7 @@ fn read(figures: &Path) -> Option<Look> {
 /// Finds them from one look to the next. A watcher that was not given a core for long finds none then: more is finished when it
 /// looks again.
 #[derive(Debug, Default)]
-struct Standstills {
+pub(crate) struct Standstills {
     /// The first look since which nothing was finished, and the last.
     still: Option<(Look, Instant)>,
     found: Vec<Standstill>,
@@ -104,7 +73,8 @@ impl Standstills {
         }
     }
 
-    fn end(mut self) -> Vec<Standstill> {
+    /// When it stood still, in order.
+    pub(crate) fn end(mut self) -> Vec<Standstill> {
         self.keep();
         self.found
     }

@@ -24,10 +24,13 @@ pub mod moving;
 pub mod observe;
 pub mod operator;
 pub mod partition;
+pub mod phase;
 pub mod process;
 pub mod restart;
 pub mod smoke;
+mod steal;
 pub mod system;
+mod watch;
 pub mod workload;
 
 pub use error::HarnessError;

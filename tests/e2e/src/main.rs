@@ -2,6 +2,7 @@
 
 use checkers::History;
 use clap::{Parser, Subcommand};
+use e2e::phase::Phase;
 use e2e::system::{Layout, System};
 use e2e::{HarnessError, balancing, bars, crash, failover, idle, moving, partition, restart, smoke, workload};
 use std::fs::{self, File};
@@ -220,27 +221,7 @@ async fn run(Arguments { command, directory }: Arguments) -> Result<(), HarnessE
         }
         Command::Move { bytes, moves, bar } => {
             let measured = moving::run(bytes, moves, directory).await?;
-            let line = |what: &str, phase: &moving::Phase| {
-                let disk = match phase.stood_still() {
-                    Some(still) => {
-                        format!("for {still:.0?} the disk finished nothing, without that {:.1?}", phase.own_pause().0)
-                    }
-                    None => "what its disk did is not known".to_owned(),
-                };
-                println!(
-                    "{what}: {:.0} puts/s in {:.1?}, {} failed; of the shard's p50 {:.1?}, p99 {:.1?}, the longest {:.1?}; the \
-                     longest pause {:.1?} after {:.1?}, of another shard {:.1?}; {disk}",
-                    phase.rate(),
-                    phase.length,
-                    phase.failed,
-                    phase.quantile(0.5),
-                    phase.quantile(0.99),
-                    phase.quantile(1.0),
-                    phase.pause(),
-                    phase.paused_after().unwrap_or_default(),
-                    phase.pause_elsewhere()
-                );
-            };
+            let line = |what: &str, phase: &Phase| println!("{what}: {phase}");
             line("saturated", &measured.saturated);
             line("half of that", &measured.half);
             measured.moves.iter().for_each(|phase| line("half, a move", phase));

@@ -4,9 +4,12 @@ use crate::HarnessError;
 use crate::bars;
 use crate::client::{channel, kv};
 use crate::cluster::Cluster;
-use crate::disk::{self, DiskWatch, Standstill};
+use crate::disk::{self, Standstills};
+use crate::phase::Phase;
 use crate::restart::load;
+use crate::steal::{self, Stolen};
 use crate::system::{Layout, System};
+use crate::watch::Watch;
 use bytes::Bytes;
 use proto::admin::admin_client::AdminClient;
 use proto::admin::{MoveShardRequest, MovesListRequest, PauseBalanceRequest, ShardsListRequest};
@@ -31,79 +34,6 @@ const MOVE_LIMIT: Duration = Duration::from_secs(300);
 /// Where [`load`] puts its keys.
 const LOADED: &[u8] = b"load/";
 
-/// One phase, as its writers saw it.
-#[derive(Clone, Debug, Default)]
-pub struct Phase {
-    /// How long it was.
-    pub length: Duration,
-    /// Puts answered.
-    pub puts: u64,
-    /// Puts that failed.
-    pub failed: u64,
-    /// How long puts took, sorted, of the shard that moves; counted from when they were due.
-    pub latencies: Vec<Duration>,
-    /// When puts to that shard were answered.
-    pub(crate) answers: Vec<Instant>,
-    /// When puts to another shard were.
-    pub(crate) answers_elsewhere: Vec<Instant>,
-    /// When it began.
-    pub(crate) begun: Option<Instant>,
-    /// When the disk under it stood still; `None` if nobody could see.
-    pub(crate) standstills: Option<Vec<Standstill>>,
-}
-
-impl Phase {
-    /// Puts per second.
-    pub fn rate(&self) -> f64 {
-        self.puts as f64 / self.length.as_secs_f64()
-    }
-
-    /// The longest time in which no put to the shard that moves was answered.
-    pub fn pause(&self) -> Duration {
-        longest_gap(self.begun, &self.answers).map_or(Duration::ZERO, |(_, gap)| gap)
-    }
-
-    /// The same, less the time in which the disk had requests and finished none; and how long it was with that.
-    pub fn own_pause(&self) -> (Duration, Duration) {
-        let own = |(from, gap): (Instant, Duration)| {
-            let still = disk::stood_still(self.standstills.as_deref().unwrap_or_default(), (from, from + gap));
-            (gap.saturating_sub(still), gap)
-        };
-        gaps(self.begun, &self.answers).map(own).max().unwrap_or_default()
-    }
-
-    /// For how long the disk finished nothing, in all; `None` if nobody could see.
-    pub fn stood_still(&self) -> Option<Duration> {
-        Some(self.standstills.as_ref()?.iter().map(|(from, to)| *to - *from).sum())
-    }
-
-    /// When the longest pause was, from the phase's beginning on.
-    pub fn paused_after(&self) -> Option<Duration> {
-        Some(longest_gap(self.begun, &self.answers)?.0 - self.begun?)
-    }
-
-    /// The longest time in which no put to another shard was answered: what stops both is not the freezing.
-    pub fn pause_elsewhere(&self) -> Duration {
-        longest_gap(self.begun, &self.answers_elsewhere).map_or(Duration::ZERO, |(_, gap)| gap)
-    }
-
-    /// How long this share of the puts took at most.
-    pub fn quantile(&self, share: f64) -> Duration {
-        let last = self.latencies.len().saturating_sub(1);
-        self.latencies.get((last as f64 * share) as usize).copied().unwrap_or_default()
-    }
-}
-
-/// From when on nothing was answered, and for how long; the first from the beginning on.
-fn gaps(begun: Option<Instant>, answers: &[Instant]) -> impl Iterator<Item = (Instant, Duration)> {
-    let begins = begun.into_iter().chain(answers.iter().copied());
-    begins.zip(answers.iter().skip(usize::from(begun.is_none()))).map(|(from, to)| (from, *to - from))
-}
-
-fn longest_gap(begun: Option<Instant>, answers: &[Instant]) -> Option<(Instant, Duration)> {
-    gaps(begun, answers).max_by_key(|(_, gap)| *gap)
-}
-
 /// What was measured.
 #[derive(Clone, Debug, Default)]
 pub struct Moving {
@@ -120,7 +50,8 @@ pub struct Moving {
 struct Writers {
     stop: Arc<AtomicBool>,
     begun: Instant,
-    disk: Option<DiskWatch>,
+    disk: Option<Watch<Standstills>>,
+    cores: Option<Watch<Stolen>>,
     tasks: JoinSet<Phase>,
 }
 
@@ -136,15 +67,16 @@ impl Writers {
             let channel = channels[writer as usize % channels.len()].clone();
             tasks.spawn(write(channel, writer, keys, pace, stop.clone(), numbers.clone()));
         }
-        let disk = DiskWatch::start(cluster.directory());
-        Writers { stop, begun: Instant::now(), disk, tasks }
+        let (disk, cores) = (disk::watch(cluster.directory()), steal::watch());
+        Writers { stop, begun: Instant::now(), disk, cores, tasks }
     }
 
     async fn end(mut self) -> Phase {
         self.stop.store(true, Ordering::Relaxed);
         let (length, begun) = (self.begun.elapsed(), Some(self.begun));
-        let standstills = self.disk.take().map(DiskWatch::end);
-        let mut phase = Phase { length, begun, standstills, ..Phase::default() };
+        let standstills = self.disk.take().and_then(Watch::end).map(Standstills::end);
+        let stolen = self.cores.take().and_then(Watch::end);
+        let mut phase = Phase { length, begun, standstills, stolen, ..Phase::default() };
         while let Some(one) = self.tasks.join_next().await {
             let one = one.expect("a writer's task does not panic");
             phase.puts += one.puts;
