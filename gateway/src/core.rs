@@ -6,7 +6,7 @@ use crate::rng::Rng;
 use crate::routing::{GroupShare, Router};
 use crate::session::Sessions;
 use paxos::{GroupId, NodeId, Time};
-use shardkv::map::SHARDMASTER_GROUP;
+use shardkv::map::{SHARDMASTER_GROUP, ShardMap};
 use shardkv::request::{Request, RequestBody, TraceContext};
 use shardkv::types::Revision;
 use std::collections::{BTreeMap, BTreeSet};
@@ -274,6 +274,15 @@ impl Core {
             self.rumour = (version.max(heard), now);
             self.ask_map(None, now, out);
         }
+    }
+
+    /// A node that does not lead the shardmaster has shown the map that it knows. If that is the first one, whoever was silent
+    /// before was asked at random, which says nothing of how long the leader that is known now needs.
+    pub(crate) fn adopt_known(&mut self, map: ShardMap) {
+        if self.router.map().is_none() {
+            self.maps.part.timeouts = 0;
+        }
+        self.router.adopt(map);
     }
 
     /// The shardmaster's leader has said what the newest map is.

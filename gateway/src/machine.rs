@@ -184,7 +184,7 @@ impl Gateway {
             }
             (Owner::Map, ReplyBody::KnownMap { map, hint }) => {
                 // It may name nodes, and where they are, that were unknown here; then the leader is asked.
-                self.core.router.adopt(*map);
+                self.core.adopt_known(*map);
                 self.core.router.not_leader(SHARDMASTER_GROUP, attempt.node, hint);
                 self.core.shared_failed(owner, now, out);
             }

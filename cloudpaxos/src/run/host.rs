@@ -123,7 +123,7 @@ impl Site {
             log_expected: identity.formed,
             data_dir: path,
             peers: peers.collect(),
-            store: RocksOptions::default().staggered(me.0),
+            store: RocksOptions::default(),
             row_cache_bytes: ROW_CACHE_BYTES,
             segment_bytes: self.limits.wal_segment_bytes,
             log_queue_bytes_max: self.limits.wal_queue_bytes_max,

@@ -57,6 +57,26 @@ fn a_gateway_without_a_map_never_waits_long_for_silent_nodes() {
 }
 
 #[test]
+fn whoever_was_silent_before_the_first_map_says_nothing_of_the_leader_that_it_names() {
+    let mut world = World::fresh(GatewayConfig::default());
+    world.step(Input::Tick);
+    for _ in 0..3 {
+        world.take_one();
+        world.until_sent();
+    }
+    let (node, fetch) = world.take_one();
+    let known = Box::new(on_nodes(1, [1, 2, 3]));
+    world.reply(node, &fetch, ReplyBody::KnownMap { map: known, hint: Some(NodeId(3)) });
+    world.until_sent();
+    let (leader, _) = world.take_one();
+    assert_eq!(leader, NodeId(3));
+    let asked = world.now;
+    world.until_sent();
+    let waited = world.now.since(asked);
+    assert!(waited <= SECOND + SECOND / 5, "{waited} µs");
+}
+
+#[test]
 fn a_gateway_that_was_idle_finds_nodes_that_were_all_replaced_meanwhile() {
     let mut world = World::with_map(on_nodes(1, [1, 2, 3]));
     for (version, nodes) in [(2, [2, 3, 4]), (3, [3, 4, 5]), (4, [4, 5, 6])] {

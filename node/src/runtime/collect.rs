@@ -20,10 +20,12 @@ const PERIOD: Duration = Duration::from_secs(1);
 const BUDGET: usize = 512;
 /// The shortest rest between two steps.
 const REST_MIN: Duration = Duration::from_millis(5);
+/// The longest: a step may have waited for room on the disk, which collection is to make.
+const REST_MAX: Duration = Duration::from_secs(1);
 /// Rests are so many times as long as the step before: all replicas collect at the same time, and beside them clients are to
 /// notice nothing.
 const RESTS: u32 = 4;
-/// Whatever takes longer than this is in the way of the next floor, and is hurried up.
+/// Whatever is not done after this, of all groups together, is in the way of the next floors, and is hurried up.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Ends the thread when dropped, and waits for its end: it holds the store open.
@@ -54,24 +56,29 @@ pub fn spawn<S: Store>(readers: Readers<S>) -> std::io::Result<Collector> {
 
 fn run<S: Store>(readers: &Readers<S>, stopped: &Receiver<()>) {
     let mut standings: BTreeMap<GroupId, Standing> = BTreeMap::new();
+    // Since when there has been something to do all the time.
+    let mut behind: Option<Instant> = None;
     while stopped.recv_timeout(PERIOD) == Err(RecvTimeoutError::Timeout) {
         let present = readers.lock().unwrap_or_else(PoisonError::into_inner).clone();
         standings.retain(|group, _| present.contains_key(group));
+        let mut all_done = true;
         for (group, reader) in &present {
             let standing = standings.entry(*group).or_default();
             let shards = reader.shards();
-            if let Some(floor) = standing.due(&shards, super::now(), LAG_MICROS)
-                && collect(reader, floor, stopped)
-            {
-                standing.done(&shards, floor);
+            let Some(floor) = standing.due(&shards, super::now(), LAG_MICROS) else { continue };
+            let since = *behind.get_or_insert_with(Instant::now);
+            match collect(reader, floor, since, stopped) {
+                true => standing.done(&shards, floor),
+                false => all_done = false,
             }
         }
+        behind = behind.filter(|_| !all_done);
     }
 }
 
-/// Collects until nothing below `limit` is left; `false` if it must be tried again.
-fn collect<S: Store>(reader: &Reader<S>, limit: Revision, stopped: &Receiver<()>) -> bool {
-    let begun = Instant::now();
+/// Collects until nothing below `limit` is left; `false` if it must be tried again. There has been something to do since
+/// `behind`.
+fn collect<S: Store>(reader: &Reader<S>, limit: Revision, behind: Instant, stopped: &Receiver<()>) -> bool {
     loop {
         let step = Instant::now();
         match reader.collect_below(BUDGET, limit) {
@@ -83,16 +90,16 @@ fn collect<S: Store>(reader: &Reader<S>, limit: Revision, stopped: &Receiver<()>
                 return false;
             }
         }
-        if stopped.recv_timeout(rest(step.elapsed(), begun.elapsed())) != Err(RecvTimeoutError::Timeout) {
+        if stopped.recv_timeout(rest(step.elapsed(), behind.elapsed())) != Err(RecvTimeoutError::Timeout) {
             return false;
         }
     }
 }
 
-/// How long to rest after a step that took so long, so long after the beginning.
-fn rest(step: Duration, elapsed: Duration) -> Duration {
-    let times = if elapsed < PATIENCE { RESTS } else { 1 };
-    (step * times).max(REST_MIN)
+/// How long to rest after a step that took so long, where there has been something to do for so long.
+fn rest(step: Duration, behind: Duration) -> Duration {
+    let times = if behind < PATIENCE { RESTS } else { 1 };
+    step.saturating_mul(times).clamp(REST_MIN, REST_MAX)
 }
 
 #[cfg(test)]
@@ -105,5 +112,8 @@ mod tests {
         assert_eq!(rest(millis(6), millis(0)), millis(24));
         assert_eq!(rest(millis(1), millis(0)), millis(5));
         assert_eq!(rest(millis(6), millis(60_000)), millis(6));
+        let waited_for_room = Duration::from_secs(7_200);
+        assert_eq!(rest(waited_for_room, waited_for_room), REST_MAX);
+        assert_eq!(rest(waited_for_room, millis(0)), REST_MAX);
     }
 }

@@ -151,7 +151,8 @@ pub fn open(mut config: NodeConfig) -> Result<Opened, OpenError> {
     config.core.nodes.extend(met);
     let store_path = config.data_dir.join("store");
     let store_failed = |source| OpenError::Store { path: store_path.clone(), source };
-    let open_rocks = || RocksStore::open(&store_path, config.store);
+    // The marks are of memtables that are not staggered: they are the same on every node, and enough.
+    let open_rocks = || RocksStore::open(&store_path, config.store.staggered(config.core.me.0));
     let reserve = config.data_dir.join(RESERVE);
     let (rocks, space) =
         Space::open(reserve, Marks::new(config.store.flush_bytes()), open_rocks).map_err(store_failed)?;

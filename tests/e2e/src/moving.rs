@@ -74,9 +74,7 @@ impl Writers {
     async fn end(mut self) -> Phase {
         self.stop.store(true, Ordering::Relaxed);
         let (length, begun) = (self.begun.elapsed(), Some(self.begun));
-        let standstills = self.disk.take().and_then(Watch::end).map(Standstills::end);
-        let stolen = self.cores.take().and_then(Watch::end);
-        let mut phase = Phase { length, begun, standstills, stolen, ..Phase::default() };
+        let mut phase = Phase { length, begun, ..Phase::default() };
         while let Some(one) = self.tasks.join_next().await {
             let one = one.expect("a writer's task does not panic");
             phase.puts += one.puts;
@@ -85,6 +83,9 @@ impl Writers {
             phase.answers.extend(one.answers);
             phase.answers_elsewhere.extend(one.answers_elsewhere);
         }
+        // The last answers may have waited, too.
+        phase.standstills = self.disk.take().and_then(Watch::end).map(Standstills::end);
+        phase.stolen = self.cores.take().and_then(Watch::end);
         phase.latencies.sort_unstable();
         phase.answers.sort_unstable();
         phase.answers_elsewhere.sort_unstable();

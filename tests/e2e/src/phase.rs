@@ -98,7 +98,9 @@ impl fmt::Display for Phase {
             None => write!(f, "what its disk did is not known; ")?,
         }
         match self.cores_taken() {
-            Some((paused, all)) => write!(f, "of the cores {paused:.0?} were taken away in it, {all:.1?} in all"),
+            Some((paused, all)) => {
+                write!(f, "of the cores {paused:.0?} were taken away in that pause, {all:.1?} in all")
+            }
             None => write!(f, "whether cores were taken away is not known"),
         }
     }
