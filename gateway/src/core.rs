@@ -210,7 +210,7 @@ impl Core {
         let id = self.next_id;
         self.next_id += 1;
         self.attempts.insert(id, Attempt { owner: ask.owner, part: ask.part, group, node });
-        // A refusal is an answer: whoever leads by now is not asked for longer because others did not.
+        // Silence makes the next attempt longer, for it may have been too much for the time; a refusal is an answer.
         let is_first_map = ask.owner == Owner::Map && self.router.map().is_none();
         let growth_max = if is_first_map { FIRST_MAP_GROWTH_MAX } else { TIMEOUT_GROWTH_MAX };
         let growth = (1u64 << part.timeouts.min(8)).min(growth_max);

@@ -43,15 +43,20 @@ fn an_idle_gateway_asks_for_a_map_until_somebody_answers() {
     assert_eq!(world.take_all(), [], "the map is the newest");
 }
 
+/// Whoever was asked last says nothing: who that was, and after how many microseconds somebody is asked again.
+fn silence(world: &mut World) -> (NodeId, u64) {
+    let (asked, _) = world.take_one();
+    let before = world.now;
+    world.until_sent();
+    (asked, world.now.since(before))
+}
+
 #[test]
 fn a_gateway_without_a_map_never_waits_long_for_silent_nodes() {
     let mut world = World::fresh(GatewayConfig::default());
     world.step(Input::Tick);
     for _ in 0..9 {
-        world.take_one();
-        let before = world.now;
-        world.until_sent();
-        let waited = world.now.since(before);
+        let (_, waited) = silence(&mut world);
         assert!(waited <= 2 * SECOND + SECOND / 5, "{waited} µs");
     }
 }
@@ -61,18 +66,14 @@ fn whoever_was_silent_before_the_first_map_says_nothing_of_the_leader_that_it_na
     let mut world = World::fresh(GatewayConfig::default());
     world.step(Input::Tick);
     for _ in 0..3 {
-        world.take_one();
-        world.until_sent();
+        silence(&mut world);
     }
     let (node, fetch) = world.take_one();
     let known = Box::new(on_nodes(1, [1, 2, 3]));
     world.reply(node, &fetch, ReplyBody::KnownMap { map: known, hint: Some(NodeId(3)) });
     world.until_sent();
-    let (leader, _) = world.take_one();
+    let (leader, waited) = silence(&mut world);
     assert_eq!(leader, NodeId(3));
-    let asked = world.now;
-    world.until_sent();
-    let waited = world.now.since(asked);
     assert!(waited <= SECOND + SECOND / 5, "{waited} µs");
 }
 
